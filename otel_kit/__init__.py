@@ -1,0 +1,15 @@
+"""Traces, metrics and correlated logs for APIs and background jobs, in one line.
+
+import otel_kit
+
+otel_kit.configure("shop")
+"""
+
+from __future__ import annotations
+
+from otel_kit._version import __version__
+from otel_kit.bootstrap import configure, flush, shutdown
+from otel_kit.settings import ConfigurationError
+from otel_kit.telemetry.audit import audit
+
+__all__ = ["ConfigurationError", "__version__", "audit", "configure", "flush", "shutdown"]

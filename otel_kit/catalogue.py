@@ -1,0 +1,190 @@
+"""Every name that crosses a process border: instruments, attributes, events, headers.
+
+Dashboards, alerts and documentation are made from this list, and a test compares it with what is really emitted. Names
+follow the OpenTelemetry semantic conventions where these have one; what they lack starts with ``job.`` or ``otel_kit.``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+# Resource attributes
+SERVICE_NAME: Final = "service.name"
+SERVICE_NAMESPACE: Final = "service.namespace"
+SERVICE_VERSION: Final = "service.version"
+SERVICE_INSTANCE_ID: Final = "service.instance.id"
+ENVIRONMENT: Final = "deployment.environment.name"
+HOST_NAME: Final = "host.name"
+PROCESS_PID: Final = "process.pid"
+DISTRO_NAME: Final = "telemetry.distro.name"
+DISTRO_VERSION: Final = "telemetry.distro.version"
+STREAM: Final = "otel_kit.stream"
+
+# Messaging attributes (semantic conventions, in development)
+MESSAGING_SYSTEM: Final = "messaging.system"
+MESSAGING_OPERATION_NAME: Final = "messaging.operation.name"
+MESSAGING_OPERATION_TYPE: Final = "messaging.operation.type"
+MESSAGING_DESTINATION: Final = "messaging.destination.name"
+MESSAGING_MESSAGE_ID: Final = "messaging.message.id"
+ERROR_TYPE: Final = "error.type"
+
+# Job attributes
+JOB_NAME: Final = "job.name"
+JOB_ID: Final = "job.id"
+JOB_ATTEMPT: Final = "job.attempt"
+JOB_TRIGGER: Final = "job.trigger"
+JOB_DELAY: Final = "job.delay"
+JOB_WAIT: Final = "job.wait.duration"
+JOB_DURATION: Final = "job.duration"
+JOB_OUTCOME: Final = "job.outcome"
+JOB_ERROR_FINGERPRINT: Final = "job.error.fingerprint"
+JOB_ERROR_CATEGORY: Final = "job.error.category"
+
+# Logs
+LOG_CATEGORY: Final = "log.category"
+LOG_SEVERITY: Final = "severity"
+REQUEST_ID: Final = "request.id"
+USER_ID: Final = "user.id"
+
+# Job events
+JOB_CREATED: Final = "job.created"
+JOB_STARTED: Final = "job.started"
+JOB_COMPLETED: Final = "job.completed"
+JOB_RETRIED: Final = "job.retried"
+JOB_FAILED: Final = "job.failed"
+JOB_LOST: Final = "job.lost"
+JOB_EXPIRED: Final = "job.expired"
+JOB_REVOKED: Final = "job.revoked"
+JOB_REJECTED: Final = "job.rejected"
+
+# Headers inside job carriers, beside traceparent, tracestate and baggage
+ENQUEUED_AT_HEADER: Final = "otel-kit-enqueued-at"
+TRIGGER_HEADER: Final = "otel-kit-trigger"
+PREVIOUS_ATTEMPT_HEADER: Final = "otel-kit-previous-attempt"
+
+#: Edges of job durations, seconds. Every alert threshold on a duration is an edge, so that no quantile is interpolated
+#: across it.
+DURATION_BUCKETS: Final = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
+#: Edges of waits, seconds.
+WAIT_BUCKETS: Final = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 180, 300, 600, 1800, 3600)
+
+
+@dataclass(frozen=True, slots=True)
+class Instrument:
+    """One metric: its name, what kind of instrument, its unit (UCUM), what it means, its attributes.
+
+    Attributes:
+        kind: ``counter``, ``updowncounter``, ``histogram`` or ``gauge``.
+        unit: As in the semantic conventions: seconds are ``s``, things counted stand in braces.
+        buckets: Explicit edges of a histogram, in ``unit``.
+    """
+
+    name: str
+    kind: str
+    unit: str
+    description: str
+    attributes: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+_MESSAGING = (MESSAGING_SYSTEM, MESSAGING_OPERATION_NAME, MESSAGING_DESTINATION, ERROR_TYPE)
+_JOB = (JOB_NAME, MESSAGING_DESTINATION)
+
+SENT_MESSAGES = Instrument(
+    "messaging.client.sent.messages",
+    "counter",
+    "{message}",
+    "Jobs handed to the broker, failed publishes included.",
+    _MESSAGING,
+)
+CONSUMED_MESSAGES = Instrument(
+    "messaging.client.consumed.messages", "counter", "{message}", "Deliveries of jobs to this worker.", _MESSAGING
+)
+DURATION = Instrument(JOB_DURATION, "histogram", "s", "How long a run took.", (*_JOB, JOB_OUTCOME), DURATION_BUCKETS)
+WAIT = Instrument(
+    JOB_WAIT, "histogram", "s", "From the moment a job could have started to its start.", _JOB, WAIT_BUCKETS
+)
+EXECUTIONS = Instrument("job.executions", "counter", "{execution}", "Runs by outcome.", (*_JOB, JOB_OUTCOME))
+ERRORS = Instrument(
+    "job.errors",
+    "counter",
+    "{error}",
+    "Runs that ended with an error, by its type.",
+    (JOB_NAME, ERROR_TYPE, JOB_ERROR_CATEGORY),
+)
+ACTIVE = Instrument("job.active", "gauge", "{job}", "Jobs that are running now.", _JOB)
+LAST_START = Instrument("job.last_start.time", "gauge", "s", "When a run last started (unix time).", (JOB_NAME,))
+LAST_SUCCESS = Instrument("job.last_success.time", "gauge", "s", "When a run last succeeded (unix time).", (JOB_NAME,))
+LAST_FAILURE = Instrument(
+    "job.last_failure.time", "gauge", "s", "When a run last failed for good (unix time).", (JOB_NAME,)
+)
+PROCESS_UP = Instrument(
+    "otel_kit.process.up", "gauge", "", "1 while the process lives, 0 in the last flush of a clean shutdown."
+)
+LOG_RECORDS = Instrument(
+    "otel_kit.log.records", "counter", "{record}", "Log records by severity and category.", (LOG_SEVERITY, LOG_CATEGORY)
+)
+
+#: What this package emits itself.
+INSTRUMENTS: Final = (
+    SENT_MESSAGES,
+    CONSUMED_MESSAGES,
+    DURATION,
+    WAIT,
+    EXECUTIONS,
+    ERRORS,
+    ACTIVE,
+    LAST_START,
+    LAST_SUCCESS,
+    LAST_FAILURE,
+    PROCESS_UP,
+    LOG_RECORDS,
+)
+
+#: What the instrumentations that it wires emit, as far as dashboards and alerts use it.
+UPSTREAM_INSTRUMENTS: Final = (
+    Instrument(
+        "http.server.request.duration",
+        "histogram",
+        "s",
+        "How long the server took to answer.",
+        ("http.request.method", "http.route", "http.response.status_code", "url.scheme", "error.type"),
+    ),
+    Instrument(
+        "http.server.active_requests",
+        "updowncounter",
+        "{request}",
+        "Requests in flight.",
+        ("http.request.method", "url.scheme"),
+    ),
+    Instrument(
+        "http.client.request.duration",
+        "histogram",
+        "s",
+        "How long a dependency took to answer.",
+        ("http.request.method", "http.response.status_code", "server.address", "error.type"),
+    ),
+)
+
+
+def prometheus_name(instrument: Instrument) -> str:
+    """The name under which Prometheus's OTLP receiver files an instrument (UnderscoreEscapingWithSuffixes).
+
+    Histograms get ``_bucket``, ``_sum`` and ``_count`` behind it. Source of the rules: the OpenTelemetry
+    specification, "Prometheus and OpenMetrics compatibility".
+    """
+    name = instrument.name.replace(".", "_")
+    units = {"s": "seconds", "By": "bytes"}
+    if instrument.unit == "1" and instrument.kind == "gauge":
+        name += "_ratio"
+    elif instrument.unit in units and not name.endswith(units[instrument.unit]):
+        name += f"_{units[instrument.unit]}"
+    if instrument.kind == "counter":
+        name += "_total"
+    return name
+
+
+def prometheus_label(attribute: str) -> str:
+    """The label that an attribute becomes."""
+    return attribute.replace(".", "_")

@@ -1,0 +1,1 @@
+"""One module per framework or library; each imports jobs/ or telemetry/, never another integration."""

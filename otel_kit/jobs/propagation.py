@@ -1,0 +1,83 @@
+"""How a trace goes on in a job: as a child of the publish, or as a trace of its own with a link to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import MutableMapping
+
+from opentelemetry import context as otel_context
+from opentelemetry import propagate, trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, SpanContext, SpanKind
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from otel_kit import catalogue
+from otel_kit.jobs.model import Job, Trigger
+
+
+def inject(carrier: MutableMapping[str, str], trigger: Trigger, previous: SpanContext | None = None) -> None:
+    """Write the current context into a job's headers: trace, baggage, time of enqueueing, trigger, the attempt before.
+
+    Headers that a retry has copied from the attempt before are replaced, not kept.
+    """
+    for name in (*fields(), catalogue.PREVIOUS_ATTEMPT_HEADER):
+        carrier.pop(name, None)
+    propagate.inject(carrier)
+    carrier[catalogue.ENQUEUED_AT_HEADER] = repr(time.time())
+    carrier[catalogue.TRIGGER_HEADER] = trigger.value
+    if previous is not None and previous.is_valid:
+        carrier[catalogue.PREVIOUS_ATTEMPT_HEADER] = (
+            f"00-{previous.trace_id:032x}-{previous.span_id:016x}-{previous.trace_flags:02x}"
+        )
+
+
+def fields() -> set[str]:
+    """The header names that the configured propagators use."""
+    return propagate.get_global_textmap().fields
+
+
+def extract(job: Job) -> Context:
+    """The context that the producer sent along; an empty one when there is none."""
+    return propagate.extract(job.carrier, context=Context())
+
+
+def previous_attempt(job: Job) -> SpanContext | None:
+    """The run before this one, if this is a retry that knows it."""
+    header = job.carrier.get(catalogue.PREVIOUS_ATTEMPT_HEADER)
+    if not header:
+        return None
+    # The same format as traceparent, read by the same, tested parser.
+    found = TraceContextTextMapPropagator().extract({"traceparent": header}, context=Context())
+    span = trace.get_current_span(found).get_span_context()
+    return span if span.is_valid else None
+
+
+def continues_trace(job: Job, policy: str) -> bool:
+    """Whether the run is a child of the publish.
+
+    In ``auto`` a first attempt that was not delayed on purpose is: its wait is part of the story. A retry or a delayed job
+    would stretch the trace over minutes or days, and starts one of its own.
+    """
+    if policy == "auto":
+        return job.attempt == 1 and not job.delayed
+    return policy == "parent"
+
+
+def start_context(job: Job, policy: str) -> tuple[Context, list[Link]]:
+    """Where the run's span starts, and what it links to."""
+    sent = extract(job)
+    producer = trace.get_current_span(sent).get_span_context()
+    before = previous_attempt(job)
+    links = [Link(before)] if before is not None else []
+    if continues_trace(job, policy):
+        return sent, links
+    if producer.is_valid:
+        links.insert(0, Link(producer))
+    # Baggage stays, the parent goes.
+    return trace.set_span_in_context(trace.INVALID_SPAN, sent), links
+
+
+def trigger_of_current_work() -> Trigger:
+    """What is publishing now: an API that answers a request, or something else."""
+    span = trace.get_current_span(otel_context.get_current())
+    return Trigger.API if getattr(span, "kind", None) is SpanKind.SERVER else Trigger.MANUAL

@@ -1,0 +1,314 @@
+"""The one place where a job becomes a span, metrics and log events.
+
+Two halves. `publishing` and `start` make spans and events, in the process where the work is done. `Tally` makes metrics, in
+the process that outlives the run: a recycled child's counters would begin anew with every child.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from contextvars import Token
+from dataclasses import dataclass
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry._logs import LogRecord, SeverityNumber, get_logger
+from opentelemetry.context import Context
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.util.types import AttributeValue
+
+from otel_kit import catalogue
+from otel_kit._version import __version__
+from otel_kit.guard import guard
+from otel_kit.jobs import errors, propagation
+from otel_kit.jobs.model import Job, Outcome, Trigger
+from otel_kit.jobs.tally import Tally
+from otel_kit.telemetry.context import with_log_fields
+
+_EVENTS = {
+    Outcome.SUCCESS: (catalogue.JOB_COMPLETED, SeverityNumber.INFO, "INFO"),
+    Outcome.FAILURE: (catalogue.JOB_FAILED, SeverityNumber.ERROR, "ERROR"),
+    Outcome.RETRY: (catalogue.JOB_RETRIED, SeverityNumber.WARN, "WARN"),
+    Outcome.EXPIRED: (catalogue.JOB_EXPIRED, SeverityNumber.WARN, "WARN"),
+    Outcome.REVOKED: (catalogue.JOB_REVOKED, SeverityNumber.WARN, "WARN"),
+    Outcome.REJECTED: (catalogue.JOB_REJECTED, SeverityNumber.WARN, "WARN"),
+    Outcome.LOST: (catalogue.JOB_LOST, SeverityNumber.ERROR, "ERROR"),
+}
+
+
+@dataclass(slots=True)
+class Publication:
+    """A publish under way: an integration fills in what it learns and writes the headers."""
+
+    span: Span
+    job: Job
+    trigger: Trigger
+
+    def inject(self, carrier: MutableMapping[str, str], previous: SpanContext | None = None) -> None:
+        """Write this publish into the job's headers."""
+        with trace.use_span(self.span, end_on_exit=False):
+            propagation.inject(carrier, self.trigger, previous)
+
+
+class Run:
+    """A run under way in this process. Ends with `finish`, once."""
+
+    def __init__(self, job: Job, span: Span, token: Token[Context], started_at: float) -> None:
+        self.job = job
+        self._span = span
+        self._token = token
+        self._started_at = started_at
+        self._clock = time.monotonic()
+        #: Seconds it took; 0 until it is finished.
+        self.duration = 0.0
+
+    @property
+    def context(self) -> SpanContext:
+        """The run's own span context, which a retry links to."""
+        return self._span.get_span_context()
+
+    def finish(self, outcome: Outcome, error: BaseException | None = None, *, expected: bool = False) -> None:
+        """End the span and say how it went.
+
+        Args:
+            outcome: How it went.
+            error: What was raised, also for a retry.
+            expected: Whether the job declares this error as one that may happen: no ERROR status then.
+        """
+        duration = self.duration = time.monotonic() - self._clock
+        self._span.set_attribute(catalogue.JOB_OUTCOME, outcome.value)
+        attributes: dict[str, AttributeValue] = {catalogue.JOB_DURATION: duration, catalogue.JOB_OUTCOME: outcome.value}
+        if error is not None:
+            attributes |= _error_attributes(error)
+            self._span.set_attributes(_error_attributes(error))
+            if outcome is Outcome.RETRY or expected:
+                self._span.add_event(
+                    catalogue.JOB_RETRIED if outcome is Outcome.RETRY else "job.expected_error",
+                    _error_attributes(error),
+                )
+            else:
+                self._span.record_exception(error)
+        if outcome in (Outcome.FAILURE, Outcome.LOST) and not expected:
+            self._span.set_status(Status(StatusCode.ERROR, str(error) if error else outcome.value))
+        _emit_outcome(self.job, outcome, duration, attributes, error)
+        self._span.end()
+        otel_context.detach(self._token)
+
+
+def _error_attributes(error: BaseException) -> dict[str, AttributeValue]:
+    return {
+        catalogue.ERROR_TYPE: errors.type_name(error),
+        catalogue.JOB_ERROR_FINGERPRINT: errors.fingerprint(error),
+        catalogue.JOB_ERROR_CATEGORY: errors.category(error),
+    }
+
+
+def _messaging(job: Job, operation: str) -> dict[str, AttributeValue]:
+    if not job.system:
+        return {}
+    return {
+        catalogue.MESSAGING_SYSTEM: job.system,
+        catalogue.MESSAGING_OPERATION_NAME: operation,
+        catalogue.MESSAGING_OPERATION_TYPE: operation,
+        catalogue.MESSAGING_DESTINATION: job.queue,
+        catalogue.MESSAGING_MESSAGE_ID: job.id,
+    }
+
+
+def _log_fields(job: Job) -> dict[str, str | int]:
+    fields: dict[str, str | int] = {
+        catalogue.JOB_NAME: job.name,
+        catalogue.JOB_ID: job.id,
+        catalogue.JOB_ATTEMPT: job.attempt,
+    }
+    if job.queue:
+        fields[catalogue.MESSAGING_DESTINATION] = job.queue
+    return fields
+
+
+def _emit(
+    event: str,
+    severity: tuple[SeverityNumber, str],
+    sentence: str,
+    job: Job,
+    attributes: dict[str, AttributeValue],
+    context: Context | None = None,
+) -> None:
+    get_logger("otel_kit.jobs", __version__).emit(
+        LogRecord(
+            timestamp=time.time_ns(),
+            context=context or otel_context.get_current(),
+            severity_number=severity[0],
+            severity_text=severity[1],
+            body=sentence,
+            event_name=event,
+            attributes={**_log_fields(job), **attributes, catalogue.LOG_CATEGORY: "jobs"},
+        )
+    )
+
+
+def _emit_outcome(
+    job: Job,
+    outcome: Outcome,
+    duration: float | None,
+    attributes: dict[str, AttributeValue],
+    error: BaseException | None,
+    context: Context | None = None,
+) -> None:
+    event, number, text = _EVENTS[outcome]
+    took = f" after {duration:.3f} s" if duration is not None else ""
+    why = f": {errors.type_name(error)}: {error}" if error is not None else ""
+    sentence = f"Job {job.name} {event.removeprefix('job.')}{took}, attempt {job.attempt}{why}"
+    _emit(event, (number, text), sentence, job, attributes, context)
+
+
+class Recorder:
+    """Turns what integrations report into telemetry.
+
+    Args:
+        policy: ``auto``, ``parent`` or ``link``: see `otel_kit.jobs.propagation.continues_trace`.
+    """
+
+    def __init__(self, policy: str = "auto") -> None:
+        self._policy = policy
+        self._tracer = trace.get_tracer("otel_kit.jobs", __version__)
+        self.tally = Tally()
+
+    def reset_after_fork(self) -> None:
+        """A child runs nothing yet."""
+        self.tally.reset_after_fork()
+
+    @contextmanager
+    def publishing(self, job: Job, trigger: Trigger | None = None) -> Iterator[Publication]:
+        """Span, metric and event of one publish. What the block raises marks the span and goes on to the caller.
+
+        The span is not made current for the caller's code: a failed publish leaves nothing behind.
+        """
+        trigger = trigger or propagation.trigger_of_current_work()
+        attributes: dict[str, AttributeValue] = {
+            **_messaging(job, "send"),
+            catalogue.JOB_NAME: job.name,
+            catalogue.JOB_ID: job.id,
+        }
+        if job.delayed and job.ready_at is not None:
+            attributes[catalogue.JOB_DELAY] = max(0.0, job.ready_at - time.time())
+        span = self._tracer.start_span(f"send {job.queue}", kind=SpanKind.PRODUCER, attributes=attributes)
+        publication = Publication(span, job, trigger)
+        try:
+            yield publication
+        except BaseException as error:
+            with guard("recording a failed publish"):
+                span.set_attribute(catalogue.ERROR_TYPE, errors.type_name(error))
+                span.record_exception(error)
+                span.set_status(Status(StatusCode.ERROR, str(error)))
+                self.tally.sent(job, errors.type_name(error))
+            raise
+        else:
+            with guard("recording a publish"):
+                self.tally.sent(job)
+                _emit(
+                    catalogue.JOB_CREATED,
+                    (SeverityNumber.INFO, "INFO"),
+                    f"Job {job.name} created by {trigger.value} in queue {job.queue}",
+                    job,
+                    {catalogue.JOB_TRIGGER: trigger.value},
+                    trace.set_span_in_context(span),
+                )
+        finally:
+            span.end()
+
+    def start(self, job: Job) -> Run:
+        """Begin a run: its span becomes current, and its name and id stand on every log record until `Run.finish`."""
+        now = time.time()
+        context, links = propagation.start_context(job, self._policy)
+        attributes: dict[str, AttributeValue] = {
+            **_messaging(job, "process"),
+            catalogue.JOB_NAME: job.name,
+            catalogue.JOB_ID: job.id,
+            catalogue.JOB_ATTEMPT: job.attempt,
+            catalogue.JOB_TRIGGER: job.trigger.value,
+        }
+        waited = job.waited(now)
+        if waited is not None:
+            attributes[catalogue.JOB_WAIT] = waited
+        span: Span
+        if links and not _continues(context) and not links[0].context.trace_flags.sampled:
+            # A linked root inherits its producer's decision; a sampler that knows no parent would say yes.
+            span = NonRecordingSpan(self._unsampled())
+        else:
+            span = self._tracer.start_span(
+                f"process {job.queue}" if job.system else job.name,
+                context,
+                SpanKind.CONSUMER if job.system else SpanKind.INTERNAL,
+                attributes,
+                links,
+            )
+        current = with_log_fields(_log_fields(job), trace.set_span_in_context(span, context))
+        token = otel_context.attach(current)
+        with guard("recording a start"):
+            after = f" after waiting {waited:.3f} s" if waited is not None else ""
+            _emit(
+                catalogue.JOB_STARTED,
+                (SeverityNumber.INFO, "INFO"),
+                f"Job {job.name} started{after}, attempt {job.attempt}",
+                job,
+                {},
+            )
+        return Run(job, span, token, now)
+
+    def lost(self, job: Job, started_at: float | None, error: BaseException) -> None:
+        """Record a run whose process died, from a process that survived it: the span that the dead one could not send."""
+        context, links = propagation.start_context(job, self._policy)
+        span = self._tracer.start_span(
+            f"process {job.queue}" if job.system else job.name,
+            context,
+            SpanKind.CONSUMER if job.system else SpanKind.INTERNAL,
+            {
+                **_messaging(job, "process"),
+                catalogue.JOB_NAME: job.name,
+                catalogue.JOB_ID: job.id,
+                catalogue.JOB_ATTEMPT: job.attempt,
+                catalogue.JOB_TRIGGER: job.trigger.value,
+                catalogue.JOB_OUTCOME: Outcome.LOST.value,
+                **_error_attributes(error),
+            },
+            links,
+            start_time=None if started_at is None else int(started_at * 1e9),
+        )
+        span.set_status(Status(StatusCode.ERROR, str(error)))
+        duration = None if started_at is None else time.time() - started_at
+        attributes = {catalogue.JOB_OUTCOME: Outcome.LOST.value, **_error_attributes(error)}
+        _emit_outcome(job, Outcome.LOST, duration, attributes, error, trace.set_span_in_context(span, context))
+        span.end()
+
+    def never_ran(self, job: Job, outcome: Outcome) -> None:
+        """Record a job that was given up before it started: expired, revoked or rejected."""
+        context, _links = propagation.start_context(job, self._policy)
+        _emit_outcome(job, outcome, None, {catalogue.JOB_OUTCOME: outcome.value}, None, context)
+
+    @staticmethod
+    def _unsampled() -> SpanContext:
+        from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+
+        ids = RandomIdGenerator()
+        return SpanContext(ids.generate_trace_id(), ids.generate_span_id(), is_remote=False, trace_flags=TraceFlags(0))
+
+
+def _continues(context: Context) -> bool:
+    return trace.get_current_span(context).get_span_context().is_valid
+
+
+_recorder: Recorder | None = None
+
+
+def set_recorder(recorder: Recorder | None) -> None:
+    """Install the process's recorder."""
+    global _recorder
+    _recorder = recorder
+
+
+def get_recorder() -> Recorder:
+    """The process's recorder; without `otel_kit.configure` one whose telemetry goes nowhere."""
+    return _recorder or Recorder()

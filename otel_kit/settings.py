@@ -1,0 +1,256 @@
+"""Every option, once: keyword, environment variable, default, what is accepted, meaning.
+
+A wrong keyword is a mistake in code and raises `ConfigurationError` at once. A wrong environment variable is a mistake in
+a running deployment: it must not keep a service from starting, so it is named in one log line and the default is used,
+as the OpenTelemetry specification asks for its own variables.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+from urllib.parse import urlsplit
+
+_logger = logging.getLogger(__name__)
+
+PROTOCOLS = ("http/protobuf", "grpc")
+LEVELS = ("debug", "info", "warning", "error", "critical")
+JOB_TRACES = ("auto", "parent", "link")
+
+
+class ConfigurationError(ValueError):
+    """An option was given a value that it does not take. The message names the option, the value and what is accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option: where it comes from and what it takes.
+
+    Attributes:
+        variable: Environment variable, or ``""`` where only the keyword exists.
+        accepts: What is accepted, as words for an error message.
+        parse: Turns what was given (text from the environment, anything from a keyword) into the value, or raises
+            ``ValueError`` or ``TypeError``.
+        meaning: One sentence for the documentation.
+    """
+
+    variable: str
+    accepts: str
+    parse: Callable[[Any], Any]
+    meaning: str
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError
+    return value.strip()
+
+
+def _url(value: Any) -> str:
+    text = _text(value)
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError
+    _ = parts.port  # raises ValueError for a port that is none
+    return text
+
+
+def _one_of(*accepted: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        text = _text(value).lower()
+        if text not in accepted:
+            raise ValueError
+        return text
+
+    return parse
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = value.split(",")
+    return tuple(_text(item) for item in value if not (isinstance(item, str) and not item.strip()))
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    seconds = float(value)
+    if not 0 < seconds <= 86_400:
+        raise ValueError
+    return seconds
+
+
+def _milliseconds(value: Any) -> float:
+    # The specification's variables are milliseconds; our keywords are seconds. Only text comes from a variable.
+    return _seconds(float(value) / 1000 if isinstance(value, str) else value)
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = _text(value).lower()
+    if text not in ("true", "false"):
+        raise ValueError
+    return text == "true"
+
+
+def _level(value: Any) -> str:
+    text = _one_of(*LEVELS, "notset", "warn", "fatal")(value)
+    return {"notset": "debug", "warn": "warning", "fatal": "critical"}.get(text, text)
+
+
+def _pairs(value: Any) -> Mapping[str, str]:
+    if isinstance(value, Mapping):
+        return {_text(name): _text(text) for name, text in value.items()}
+    raise TypeError
+
+
+_FLAG = "true or false"
+_URL = "an http:// or https:// URL with a host"
+_SECONDS = "seconds, more than 0 and at most 86400"
+_EXPORTERS = "a comma-separated list of exporter names: otlp, console, none, or one that an installed package offers"
+
+
+def _option(default: Any, variable: str, accepts: str, parse: Callable[[Any], Any], meaning: str) -> Any:
+    return field(default=default, metadata={"option": Option(variable, accepts, parse, meaning)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What `otel_kit.configure` was asked for. Durations are seconds."""
+
+    service_name: str | None = _option(
+        None, "OTEL_SERVICE_NAME", "a name that is not empty", _text, "The service's name, `service.name`."
+    )
+    service_namespace: str | None = _option(
+        None, "", "a name that is not empty", _text, "What the service belongs to, `service.namespace`."
+    )
+    service_version: str | None = _option(
+        None, "", "a version that is not empty", _text, "The deployed version, `service.version`."
+    )
+    environment: str | None = _option(
+        None, "", "a name that is not empty", _text, "`deployment.environment.name`, for example `production`."
+    )
+    endpoint: str | None = _option(
+        None,
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        _URL,
+        _url,
+        "Where the collector listens; unset: `http://127.0.0.1:4318`, with gRPC `http://127.0.0.1:4317`.",
+    )
+    protocol: str = _option(
+        "http/protobuf", "OTEL_EXPORTER_OTLP_PROTOCOL", " or ".join(PROTOCOLS), _one_of(*PROTOCOLS), "How OTLP travels."
+    )
+    headers: Mapping[str, str] | None = _option(
+        None,
+        "",
+        "a mapping of header names to values",
+        _pairs,
+        "Headers for every OTLP request (OTEL_EXPORTER_OTLP_HEADERS).",
+    )
+    traces_exporter: tuple[str, ...] = _option(("otlp",), "OTEL_TRACES_EXPORTER", _EXPORTERS, _names, "Where spans go.")
+    metrics_exporter: tuple[str, ...] = _option(
+        ("otlp",), "OTEL_METRICS_EXPORTER", _EXPORTERS, _names, "Where metrics go."
+    )
+    logs_exporter: tuple[str, ...] = _option(("otlp",), "OTEL_LOGS_EXPORTER", _EXPORTERS, _names, "Where logs go.")
+    metric_interval: float = _option(
+        10.0,
+        "OTEL_METRIC_EXPORT_INTERVAL",
+        f"{_SECONDS} (the variable: milliseconds)",
+        _milliseconds,
+        "Time between exports of metrics.",
+    )
+    shutdown_timeout: float = _option(
+        5.0,
+        "OTEL_KIT_SHUTDOWN_TIMEOUT",
+        _SECONDS,
+        _seconds,
+        "How long the end of the process may wait for the last export, all signals together.",
+    )
+    disabled: bool = _option(False, "OTEL_SDK_DISABLED", _FLAG, _flag, "No telemetry at all.")
+    disabled_instrumentations: tuple[str, ...] = _option(
+        (),
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS",
+        "a comma-separated list of instrumentation names, or *",
+        _names,
+        "What is installed and yet not wired.",
+    )
+    capture_logs: bool = _option(
+        True, "OTEL_PYTHON_LOG_AUTO_INSTRUMENTATION", _FLAG, _flag, "Export the records of `logging`."
+    )
+    log_level: str = _option(
+        "debug",
+        "OTEL_PYTHON_LOG_HANDLER_LEVEL",
+        ", ".join(LEVELS),
+        _level,
+        "Records below it are not exported; what the application's loggers let through is theirs to say.",
+    )
+    log_code_attributes: bool = _option(
+        False, "OTEL_PYTHON_LOG_CODE_ATTRIBUTES", _FLAG, _flag, "File, line and function on every log record."
+    )
+    redact_keys: tuple[str, ...] = _option(
+        (),
+        "OTEL_KIT_REDACT_KEYS",
+        "a comma-separated list of words",
+        _names,
+        "More attribute keys whose values are redacted; a key matches when it contains the word.",
+    )
+    job_trace: str = _option(
+        "auto",
+        "OTEL_KIT_JOB_TRACE",
+        ", ".join(JOB_TRACES),
+        _one_of(*JOB_TRACES),
+        "Whether a run continues its producer's trace (parent), links to it (link), or as fits (auto).",
+    )
+
+
+OPTIONS: Mapping[str, Option] = {f.name: f.metadata["option"] for f in fields(Settings)}
+_DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in fields(Settings)}
+
+
+def read(keywords: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
+    """Build the settings: a keyword wins over its environment variable, which wins over the default.
+
+    Args:
+        keywords: Options by keyword; ``None`` counts as not given.
+        environ: The environment, ``os.environ`` when left out.
+
+    Raises:
+        ConfigurationError: An unknown keyword, or a keyword's value that is not accepted.
+    """
+    environ = os.environ if environ is None else environ
+    unknown = sorted(set(keywords) - set(OPTIONS))
+    if unknown:
+        raise ConfigurationError(f"unknown option {unknown[0]!r}; accepted are {', '.join(OPTIONS)}")
+    values: dict[str, Any] = {}
+    for name, option in OPTIONS.items():
+        if keywords.get(name) is not None:
+            values[name] = _from_keyword(name, option, keywords[name])
+        elif option.variable and environ.get(option.variable, "").strip():
+            values[name] = _from_variable(name, option, environ[option.variable])
+    return Settings(**values)
+
+
+def _from_keyword(name: str, option: Option, given: Any) -> Any:
+    try:
+        return option.parse(given)
+    except (ValueError, TypeError):
+        raise ConfigurationError(f"option {name}={given!r} is not accepted; accepted: {option.accepts}") from None
+
+
+def _from_variable(name: str, option: Option, given: str) -> Any:
+    try:
+        return option.parse(given.strip())
+    except (ValueError, TypeError):
+        default = _DEFAULTS[name]
+        _logger.error(
+            "otel-kit: %s=%r is not accepted; accepted: %s. Going on with %r",
+            option.variable,
+            given,
+            option.accepts,
+            default,
+        )
+        return default

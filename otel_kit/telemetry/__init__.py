@@ -1,0 +1,1 @@
+"""Providers, processors and export of the three signals; knows nothing of jobs or frameworks."""
