@@ -39,7 +39,8 @@ class _Running:
     logger_provider: LoggerProvider
 
 
-_lock = threading.Lock()
+# Reentrant: SIGTERM may arrive in the middle of configure().
+_lock = threading.RLock()
 _running: _Running | None = None
 _ended = False
 
@@ -95,6 +96,7 @@ def _start(settings: Settings) -> _Running:
     lifecycle.on_close(unhush)
     lifecycle.timeout = settings.shutdown_timeout
     lifecycle.on_exit(lambda: _ignore(shutdown(settings.shutdown_timeout)))
+    lifecycle.watch_sigterm()
     return _Running(settings, tracer_provider, meter_provider, logger_provider)
 
 

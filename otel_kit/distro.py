@@ -16,11 +16,16 @@ from otel_kit.settings import ConfigurationError, read
 _logger = logging.getLogger(__name__)
 
 
+def _of_interest(record: logging.LogRecord) -> bool:
+    return record.getMessage().partition(" ")[0] not in registry.SUPERSEDED
+
+
 class Distro(BaseDistro):  # type: ignore[misc]
     """Loads instrumentations our way: ours before upstream's twin, and none that can stop the others."""
 
     def _configure(self, **_kwargs: Any) -> None:
-        """Nothing: the configurator below does it all."""
+        # Upstream's loader checks versions before it asks us, and complains about what ours has taken over.
+        logging.getLogger("opentelemetry.instrumentation.auto_instrumentation._load").addFilter(_of_interest)
 
     def load_instrumentor(self, entry_point: EntryPoint, **_kwargs: Any) -> None:
         """Switch one instrumentation on, unless ours stands in for it."""

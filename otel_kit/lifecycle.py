@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import FrameType
 
 from otel_kit.guard import guard
 
@@ -81,6 +83,22 @@ class Lifecycle:
     def on_exit(self, work: Callable[[], None]) -> None:
         """Have ``work`` called at the interpreter's normal end, in the process that registered it or a fork of it."""
         self._at_exit = work
+
+    def watch_sigterm(self) -> None:
+        """Run the exit work at SIGTERM too, unless the application handles that signal itself.
+
+        A process that leaves by the signal's default action runs no exit hooks, and neither does uvicorn: it stops in
+        peace and then raises the signal once more against itself. Only the main thread may set a handler.
+        """
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._terminated)
+
+    def _terminated(self, signum: int, _frame: FrameType | None) -> None:
+        with guard("leaving at SIGTERM"):
+            self._exit()
+        # The exit status must still say that a signal ended us.
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
 
     def flush(self, timeout: float) -> bool:
         """Flush everything at once and wait at most ``timeout`` seconds in all.

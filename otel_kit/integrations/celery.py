@@ -51,6 +51,15 @@ class _Publishing:
 
 _publishing: ContextVar[_Publishing | None] = ContextVar("otel_kit_celery_publishing", default=None)
 
+#: Celery's states at the end of a run; any other means that it was cut off.
+_OUTCOMES = {
+    "SUCCESS": Outcome.SUCCESS,
+    "IGNORED": Outcome.SUCCESS,
+    "FAILURE": Outcome.FAILURE,
+    "RETRY": Outcome.RETRY,
+    "REJECTED": Outcome.REJECTED,
+}
+
 # Runs of this process by task id: signals know nothing else of each other.
 _runs: dict[str, Run] = {}
 _errors: dict[str, BaseException] = {}
@@ -220,9 +229,13 @@ def _postrun(task_id: str, task: Any, state: str | None = None, **_kwargs: Any) 
         error = _errors.pop(task_id, None)
         if run is None:
             return
-        outcome = {"RETRY": Outcome.RETRY, "FAILURE": Outcome.FAILURE, "REJECTED": Outcome.REJECTED}.get(
-            state or "", Outcome.SUCCESS
-        )
+        if state not in _OUTCOMES:
+            # The process was told to exit in the middle of the run. A pool's main process sees that and records it.
+            if lifecycle.forked_at is not None:
+                run.abandon()
+                return
+            error = error or SystemExit("told to exit")
+        outcome = _OUTCOMES.get(state or "", Outcome.LOST)
         expected = isinstance(error, tuple(task.throws or ()))
         run.finish(outcome, error, expected=expected)
         if task.request.is_eager:
@@ -282,9 +295,7 @@ class _Observed:
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         with guard("celery: a run failed"):
             outcome, error = _classify(exc_info.exception)
-            job, started_at = self._otel_kit_job, self._otel_kit_started
-            if outcome is Outcome.LOST and job is not None:
-                get_recorder().lost(job, started_at, error)
+            self._otel_kit_died(outcome, error)
             self._otel_kit_end(outcome, error, None)
         return super().on_failure(exc_info, *args, **kwargs)  # type: ignore[misc]
 
@@ -293,12 +304,14 @@ class _Observed:
             with guard("celery: a run exceeded its time limit"):
                 from celery.exceptions import TimeLimitExceeded
 
-                job, started_at = self._otel_kit_job, self._otel_kit_started
                 error = TimeLimitExceeded(timeout)
-                if job is not None:
-                    get_recorder().lost(job, started_at, error)
+                self._otel_kit_died(Outcome.LOST, error)
                 self._otel_kit_end(Outcome.LOST, error, None)
         return super().on_timeout(soft, timeout)  # type: ignore[misc]
+
+    def _otel_kit_died(self, outcome: Outcome, error: BaseException) -> None:
+        if self._otel_kit_job is not None and outcome in (Outcome.LOST, Outcome.REVOKED):
+            get_recorder().died(self._otel_kit_job, outcome, self._otel_kit_started, error)
 
     def _otel_kit_end(self, outcome: Outcome, error: BaseException | None, runtime: float | None) -> None:
         job, started_at = self._otel_kit_job, self._otel_kit_started
@@ -339,14 +352,30 @@ def _received(request: Any, **_kwargs: Any) -> None:
         get_recorder().tally.received(_of_request(request))
 
 
-def _revoked(request: Any, terminated: bool = False, expired: bool = False, **_kwargs: Any) -> None:
-    # A terminated run had started; its end is seen by on_failure.
-    if terminated or not hasattr(request, "request_dict"):
+def _revoked(sender: Any, request: Any, terminated: bool = False, expired: bool = False, **_kwargs: Any) -> None:
+    # A run that is terminated had started; its end is seen by on_failure.
+    if terminated:
         return
     with guard("celery: task_revoked"):
-        job, outcome = _of_request(request), Outcome.EXPIRED if expired else Outcome.REVOKED
+        queue = str((request.delivery_info or {}).get("routing_key") or "unknown")
+        job = _job(
+            sender.name, request.id, queue, _system(sender.app), request.headers, request.retries or 0, request.eta
+        )
+        outcome = Outcome.EXPIRED if expired else Outcome.REVOKED
         get_recorder().tally.never_ran(job, outcome)
         get_recorder().never_ran(job, outcome)
+
+
+def _worker_ready(sender: Any, **_kwargs: Any) -> None:
+    with guard("celery: worker_ready"):
+        app = sender.app
+        consumed = set(app.amqp.queues.consume_from)
+        for name in app.tasks:
+            if name.startswith("celery."):
+                continue
+            queue = app.amqp.router.route({}, name).get("queue")
+            if queue is not None and queue.name in consumed:
+                get_recorder().tally.expect(name, queue.name)
 
 
 # --- what is noise --------------------------------------------------------------------------------------------------
@@ -404,6 +433,7 @@ class CeleryInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             (signals.task_retry, _retry),
             (signals.task_received, _received),
             (signals.task_revoked, _revoked),
+            (signals.worker_ready, _worker_ready),
             (signals.worker_process_shutdown, _child_ends),
             (signals.after_setup_logger, _keep_log_handler),
             (signals.after_setup_task_logger, _keep_log_handler),

@@ -96,6 +96,10 @@ class Run:
         self._span.end()
         otel_context.detach(self._token)
 
+    def abandon(self) -> None:
+        """Leave the run to a process that outlives this one: no span, no event."""
+        otel_context.detach(self._token)
+
 
 def _error_attributes(error: BaseException) -> dict[str, AttributeValue]:
     return {
@@ -258,8 +262,15 @@ class Recorder:
             )
         return Run(job, span, token, now)
 
-    def lost(self, job: Job, started_at: float | None, error: BaseException) -> None:
-        """Record a run whose process died, from a process that survived it: the span that the dead one could not send."""
+    def died(self, job: Job, outcome: Outcome, started_at: float | None, error: BaseException) -> None:
+        """Record a run whose process ended in the middle, from one that survived it: the span that it could not send.
+
+        Args:
+            job: The run's job.
+            outcome: ``LOST``, or ``REVOKED`` where somebody wanted it.
+            started_at: When it started (unix seconds), if known.
+            error: What is known of the end.
+        """
         context, links = propagation.start_context(job, self._policy)
         span = self._tracer.start_span(
             f"process {job.queue}" if job.system else job.name,
@@ -271,16 +282,17 @@ class Recorder:
                 catalogue.JOB_ID: job.id,
                 catalogue.JOB_ATTEMPT: job.attempt,
                 catalogue.JOB_TRIGGER: job.trigger.value,
-                catalogue.JOB_OUTCOME: Outcome.LOST.value,
+                catalogue.JOB_OUTCOME: outcome.value,
                 **_error_attributes(error),
             },
             links,
             start_time=None if started_at is None else int(started_at * 1e9),
         )
-        span.set_status(Status(StatusCode.ERROR, str(error)))
+        if outcome is Outcome.LOST:
+            span.set_status(Status(StatusCode.ERROR, str(error)))
         duration = None if started_at is None else time.time() - started_at
-        attributes = {catalogue.JOB_OUTCOME: Outcome.LOST.value, **_error_attributes(error)}
-        _emit_outcome(job, Outcome.LOST, duration, attributes, error, trace.set_span_in_context(span, context))
+        attributes = {catalogue.JOB_OUTCOME: outcome.value, **_error_attributes(error)}
+        _emit_outcome(job, outcome, duration, attributes, error, trace.set_span_in_context(span, context))
         span.end()
 
     def never_ran(self, job: Job, outcome: Outcome) -> None:

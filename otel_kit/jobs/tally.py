@@ -49,17 +49,21 @@ class Tally:
         attributes = {**_messaging(job, "send"), **({catalogue.ERROR_TYPE: error_type} if error_type else {})}
         self._sent.add(1, attributes)
 
-    def received(self, job: Job) -> None:
-        """A job was delivered to this worker. The first of its kind brings all its outcomes into being, at zero."""
-        self._consumed.add(1, _messaging(job, "process"))
-        labels = tuple(_labels(job).items())
+    def expect(self, name: str, queue: str) -> None:
+        """Bring all outcomes of a job into being, at zero: without that the first ``lost`` would be no increase."""
+        labels = {catalogue.JOB_NAME: name, catalogue.MESSAGING_DESTINATION: queue}
         with self._lock:
-            new = labels not in self._known
-            self._known.add(labels)
-        if new:
-            # Without a zero before it, the first `lost` would be no increase.
-            for outcome in Outcome:
-                self._executions.add(0, {**_labels(job), catalogue.JOB_OUTCOME: outcome.value})
+            key = tuple(labels.items())
+            if key in self._known:
+                return
+            self._known.add(key)
+        for outcome in Outcome:
+            self._executions.add(0, {**labels, catalogue.JOB_OUTCOME: outcome.value})
+
+    def received(self, job: Job) -> None:
+        """A job was delivered to this worker."""
+        self._consumed.add(1, _messaging(job, "process"))
+        self.expect(job.name, job.queue)
 
     def started(self, job: Job, started_at: float) -> None:
         """A run began at ``started_at`` (unix seconds)."""

@@ -124,19 +124,22 @@ class Handler(logging.Handler):
     _emitting: ContextVar[bool] = ContextVar("otel_kit_emitting", default=False)
 
     def __init__(self, provider: LoggerProvider, level: int = logging.NOTSET, *, code_attributes: bool = False) -> None:
-        super().__init__(level)
+        # The level is judged here: what `logging` keeps from a handler this one could not hand on to stderr.
+        super().__init__()
+        self._threshold = level
         self._provider = provider
         self._code_attributes = code_attributes
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._emitting.get():
             return
-        token = self._emitting.set(True)
-        try:
-            with guard("exporting a log record"):
-                self._provider.get_logger(record.name).emit(self._translate(record))
-        finally:
-            self._emitting.reset(token)
+        if record.levelno >= self._threshold:
+            token = self._emitting.set(True)
+            try:
+                with guard("exporting a log record"):
+                    self._provider.get_logger(record.name).emit(self._translate(record))
+            finally:
+                self._emitting.reset(token)
         last_resort = logging.lastResort
         if logging.root.handlers == [self] and last_resort is not None and record.levelno >= last_resort.level:
             self._stand_in_for_nobody(record, last_resort)
@@ -247,9 +250,17 @@ class Attachment:
                 return original(*args, **kwargs)
             finally:
                 self._attach_all()
+                _enable_ours()
 
         setattr(module, name, configured)
         self._undo.append(lambda: setattr(module, name, original))
+
+
+def _enable_ours() -> None:
+    # dictConfig switches off every logger that it does not name, and with ours the warning that nothing gets through.
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "otel_kit":
+            logging.getLogger(name).disabled = False
 
 
 _attachment: Attachment | None = None

@@ -50,7 +50,12 @@ _SHAPES: Final[tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...]] = (
         re.compile(rf"(?i)([\"'])({_NAMES}|(?:set-)?cookie|authorization)\1(\s{{0,4}}:\s{{0,4}})([\"'])[^\"']*\4"),
         rf"\1\2\1\3\4{REDACTED}\4",
     ),
-    (("earer", "EARER", "asic", "ASIC"), re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}"), rf"\1 {REDACTED}"),
+    (
+        ("earer", "EARER", "asic", "ASIC"),
+        # "basic research" is none: a credential has a digit, padding, or a capital inside.
+        re.compile(r"\b([Bb]earer|BEARER|[Bb]asic|BASIC)\s+(?=[\w.~+/-]{0,64}(?:\d|=|[a-z][A-Z]))[\w.~+/=-]{8,}"),
+        rf"\1 {REDACTED}",
+    ),
     (("eyJ",), re.compile(r"\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*"), REDACTED),
     (("AKIA", "ASIA"), re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"), REDACTED),
     (("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), re.compile(r"\bgh[pousr]_\w{20,}"), REDACTED),

@@ -1,0 +1,115 @@
+"""Log records: nothing is taken from the application, whatever it configures and when."""
+
+from __future__ import annotations
+
+import pytest
+
+from otel_kit.testing import OtlpSink
+from tests.integration.conftest import Programs
+
+START = "import logging, logging.config, sys, otel_kit\notel_kit.configure('shop')\nlog = logging.getLogger('shop')\n"
+
+
+def test_an_application_without_logging_keeps_its_warnings_on_stderr(programs: Programs, sink: OtlpSink) -> None:
+    ran = programs.run(START + "log.warning('visible'); log.info('below the level')")
+    assert ran.stderr == "visible\n"
+    assert [record.body for record in sink.logs] == ["visible"]
+
+
+@pytest.mark.parametrize(
+    "setup",
+    [
+        "logging.basicConfig(level='INFO', stream=sys.stdout, format='app: %(message)s')",
+        "logging.config.dictConfig({'version': 1, 'disable_existing_loggers': False, 'formatters': {'f': {'format': 'app: %(message)s'}},"
+        " 'handlers': {'h': {'class': 'logging.StreamHandler', 'stream': 'ext://sys.stdout', 'formatter': 'f'}},"
+        " 'root': {'handlers': ['h'], 'level': 'INFO'}})",
+    ],
+)
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_a_configuration_before_or_after_ours_is_kept_and_so_are_we(
+    programs: Programs, sink: OtlpSink, setup: str, order: str
+) -> None:
+    before = "import logging, logging.config, sys\n" + setup + "\n" + START
+    after = START + setup + "\n"
+    ran = programs.run((before if order == "before" else after) + "log.info('hello')")
+    assert ran.stdout == "app: hello\n", ran.stderr
+    assert ran.stderr == ""
+    assert [(record.body, record.severity) for record in sink.logs] == [("hello", "INFO")]
+
+
+def test_our_own_warnings_survive_a_configuration_that_disables_all_others(programs: Programs) -> None:
+    ran = programs.run(
+        START + "logging.config.dictConfig({'version': 1}); logging.getLogger('otel_kit.x').warning('ours')"
+    )
+    assert ran.stderr == "ours\n"
+
+
+def test_a_record_carries_logger_extra_exception_and_trace(programs: Programs, sink: OtlpSink) -> None:
+    ran = programs.run(
+        START
+        + """
+from opentelemetry import baggage, context, trace
+context.attach(baggage.set_baggage("request.id", "r-1"))
+with trace.get_tracer("t").start_as_current_span("s"):
+    try:
+        raise KeyError("missing")
+    except KeyError:
+        log.exception("failed %d", 3, extra={"order": 7, "tags": {"a"}, "thing": object, "event.name": "order.failed"})
+"""
+    )
+    assert ran.returncode == 0
+    [record], [span] = sink.logs, sink.spans
+    assert (record.scope, record.body, record.event_name) == ("shop", "failed 3", "order.failed")
+    assert (record.trace_id, record.span_id) == (span.trace_id, span.span_id)
+    attributes = record.attributes
+    assert "KeyError: 'missing'" in attributes.pop("exception.stacktrace")
+    assert attributes == {
+        "order": 7,
+        "tags": ["a"],
+        "thing": "<class 'object'>",
+        "exception.type": "KeyError",
+        "exception.message": "'missing'",
+        "request.id": "r-1",
+        "log.category": "errors",
+    }
+
+
+def test_records_are_counted_by_severity_and_category(programs: Programs, sink: OtlpSink) -> None:
+    ran = programs.run(START + "log.warning('a'); log.warning('b'); log.error('c')")
+    assert ran.returncode == 0
+    counted = {
+        (p.attributes["severity"], p.attributes["log.category"]): p.value
+        for p in sink.points
+        if p.name == "otel_kit.log.records"
+    }
+    assert counted == {("WARN", "app"): 2, ("ERROR", "errors"): 1}
+
+
+def test_what_the_sdk_logs_about_a_record_does_not_come_back_in(programs: Programs, sink: OtlpSink) -> None:
+    # A value that no attribute can hold makes the SDK log a warning while it takes the record.
+    ran = programs.run(START + "log.warning('odd', extra={'a': {1: {2: {3}}}, 'b': [1, 'x', None]})")
+    assert ran.returncode == 0, ran.stderr
+    assert [record.body for record in sink.logs] == ["odd"]
+
+
+def test_logs_can_be_left_to_the_application(programs: Programs, sink: OtlpSink) -> None:
+    assert programs.run(START + "log.error('x')", OTEL_PYTHON_LOG_AUTO_INSTRUMENTATION="false").stderr == "x\n"
+    assert programs.run(START + "log.warning('y')", OTEL_PYTHON_LOG_HANDLER_LEVEL="error").stderr == "y\n"
+    assert sink.logs == []
+
+
+def test_after_shutdown_logging_is_as_it_was(programs: Programs, sink: OtlpSink) -> None:
+    ran = programs.run(
+        """
+import logging, logging.config
+before = (logging.basicConfig, logging.config.dictConfig, list(logging.root.handlers))
+import otel_kit
+otel_kit.configure("shop")
+assert logging.root.handlers
+assert otel_kit.shutdown() is True
+assert otel_kit.shutdown() is True
+assert (logging.basicConfig, logging.config.dictConfig, logging.root.handlers) == before
+logging.getLogger().warning("late")
+"""
+    )
+    assert (ran.returncode, ran.stderr) == (0, "late\n")
