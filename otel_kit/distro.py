@@ -7,7 +7,6 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from opentelemetry.instrumentation.distro import BaseDistro
-from opentelemetry.sdk._configuration import _BaseConfigurator
 
 from otel_kit.bootstrap import configure
 from otel_kit.integrations import registry
@@ -33,10 +32,11 @@ class Distro(BaseDistro):  # type: ignore[misc]
             registry.instrument(entry_point)
 
 
-class Configurator(_BaseConfigurator):
+class Configurator:
     """Starts the three signals from the environment. Upstream's loader wires the libraries afterwards."""
 
-    def _configure(self, **_kwargs: Any) -> None:
+    def configure(self, **_kwargs: Any) -> None:
+        """Called by upstream's loader, which asks for no more than this method."""
         try:
             configure(instrument=False)
         except ConfigurationError:  # no keyword is given here, so it cannot be; but a start must never fail for us
