@@ -19,7 +19,7 @@ stack: $(VENV)/.demo ## Start collector, Tempo, Prometheus, Loki (and Grafana wi
 	@$(BIN)/otel-kit stack up
 
 test: $(VENV)/.dev ## All tests, on real servers; needs Go or Docker for the stack, and builds it when it is missing
-	@$(BIN)/otel-kit stack build --native
+	@$(BIN)/otel-kit stack build
 	@$(PYTEST) tests/unit tests/integration tests/stack
 
 bench: $(VENV)/.dev ## What our instrumentation costs: bare, upstream's, ours, in turn

@@ -51,7 +51,10 @@ def _text(value: Any) -> str:
 
 def _url(value: Any) -> str:
     text = _text(value)
-    parts = urlsplit(text)
+    # Without a scheme, as gRPC has it; whether TLS is used is OTEL_EXPORTER_OTLP_INSECURE's to say then.
+    parts = urlsplit(text if "://" in text else f"http://{text}")
+    if "://" not in text and parts.port is None:
+        raise ValueError
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError
     _ = parts.port  # raises ValueError for a port that is none
@@ -109,7 +112,7 @@ def _pairs(value: Any) -> Mapping[str, str]:
 
 
 _FLAG = "true or false"
-_URL = "an http:// or https:// URL with a host"
+_URL = "an http:// or https:// URL with a host, or host:port"
 _SECONDS = "seconds, more than 0 and at most 86400"
 _EXPORTERS = "a comma-separated list of exporter names: otlp, console, none, or one that an installed package offers"
 

@@ -322,5 +322,8 @@ def set_recorder(recorder: Recorder | None) -> None:
 
 
 def get_recorder() -> Recorder:
-    """The process's recorder; without `otel_kit.configure` one whose telemetry goes nowhere."""
-    return _recorder or Recorder()
+    """The process's recorder; without `otel_kit.configure` one that goes wherever the global providers lead."""
+    global _recorder
+    if _recorder is None:
+        _recorder = Recorder()
+    return _recorder

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
-from urllib.parse import urlsplit
 
 from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
@@ -45,7 +44,9 @@ def endpoint_of(settings: Settings, signal: str, protocol: str) -> str:
     if own:
         return own
     base = settings.endpoint or _DEFAULT_ENDPOINTS[protocol]
-    return base if protocol == "grpc" else f"{base.rstrip('/')}/v1/{signal}"
+    if protocol == "grpc":
+        return base
+    return f"{'' if '://' in base else 'http://'}{base.rstrip('/')}/v1/{signal}"
 
 
 def factories(settings: Settings, signal: str, names: Sequence[str]) -> list[Callable[[], Any]]:
@@ -104,8 +105,9 @@ def _otlp(settings: Settings, signal: str) -> Callable[[], Any] | None:
     build = exporter
     endpoint = endpoint_of(settings, signal, protocol)
     headers = dict(settings.headers) if settings.headers else None
-    # Without `insecure` the gRPC exporter judges by its own variable; the scheme of the URL is what people write.
-    extra: dict[str, Any] = {"insecure": urlsplit(endpoint).scheme == "http"} if protocol == "grpc" else {}
+    # A scheme says whether TLS is meant; without one the gRPC exporter asks OTEL_EXPORTER_OTLP_INSECURE.
+    plain = {"http": True, "https": False}.get(endpoint.partition("://")[0])
+    extra: dict[str, Any] = {"insecure": plain} if protocol == "grpc" else {}
     return lambda: build(endpoint=endpoint, headers=headers, **extra)
 
 

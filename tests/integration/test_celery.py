@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from otel_kit.catalogue import INSTRUMENTS
 from otel_kit.testing import OtlpSink, Span
 from tests.integration.conftest import Programs, eventually, free_port
 
@@ -378,3 +379,23 @@ def test_an_eager_job_is_a_run_without_a_broker(programs: Programs, sink: OtlpSi
     assert (run.kind, run.name, run.attributes["job.outcome"]) == ("INTERNAL", "succeed", "success")
     assert "messaging.system" not in run.attributes
     assert [p.value for p in sink.points if p.name == "job.executions" and p.value] == [1]
+
+
+def test_what_is_emitted_is_what_the_catalogue_says(worker: Worker, sink: OtlpSink) -> None:
+    worker.start("--concurrency", "1")
+    worker.publish("succeed.delay(); fail.delay()")
+    sink.wait_for(lambda _: worker.runs("succeed") and worker.runs("fail"))
+    worker.stop()
+    emitted: dict[str, set[str]] = {}
+    units: dict[str, str] = {}
+    for point in sink.points:
+        emitted.setdefault(point.name, set()).update(point.attributes)
+        units[point.name] = point.unit
+    declared = {instrument.name: instrument for instrument in INSTRUMENTS}
+    assert set(emitted) == set(declared)
+    for name, attributes in emitted.items():
+        # error.type is on the publishes that fail, which none did here.
+        assert attributes | {"error.type"} >= set(declared[name].attributes) >= attributes, name
+        assert units[name] == declared[name].unit
+    buckets = {point.name: point.bounds for point in sink.points if point.kind == "histogram"}
+    assert buckets == {name: instrument.buckets for name, instrument in declared.items() if instrument.buckets}

@@ -23,6 +23,18 @@ with trace.get_tracer("shop").start_as_current_span("work"):
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_an_endpoint_may_come_without_a_scheme(programs: Programs, sink: OtlpSink, protocol: str) -> None:
+    endpoint = str(sink.grpc_endpoint if protocol == "grpc" else sink.endpoint).removeprefix("http://")
+    ran = programs.run(
+        WORK,
+        OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
+        OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
+        OTEL_EXPORTER_OTLP_INSECURE="true",
+    )
+    assert (ran.returncode, len(sink.spans), len(sink.logs)) == (0, 1, 1), ran.stderr
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_one_line_sends_three_signals_and_the_normal_end_flushes_them(
     programs: Programs, sink: OtlpSink, protocol: str
 ) -> None:
@@ -104,8 +116,8 @@ print(time.time(), flush=True)
     )
     took = time.time() - float(ran.stdout)
     assert ran.returncode == {"end": 0, "sigterm": -signal.SIGTERM, "exception": 1, "sys.exit": 3}[way_out]
-    # A second of budget, and what an interpreter needs to end.
-    assert took < 3, f"{took:.1f} s of {time.monotonic() - began:.1f} s"
+    # A second of budget, and room for a busy machine; the SDK left alone takes 10 s for each signal and more.
+    assert took < 8, f"{took:.1f} s of {time.monotonic() - began:.1f} s"
 
 
 def test_a_second_configure_changes_nothing_and_says_so(programs: Programs, sink: OtlpSink) -> None:

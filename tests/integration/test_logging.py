@@ -16,15 +16,17 @@ def test_an_application_without_logging_keeps_its_warnings_on_stderr(programs: P
     assert [record.body for record in sink.logs] == ["visible"]
 
 
-@pytest.mark.parametrize(
-    "setup",
-    [
-        "logging.basicConfig(level='INFO', stream=sys.stdout, format='app: %(message)s')",
-        "logging.config.dictConfig({'version': 1, 'disable_existing_loggers': False, 'formatters': {'f': {'format': 'app: %(message)s'}},"
-        " 'handlers': {'h': {'class': 'logging.StreamHandler', 'stream': 'ext://sys.stdout', 'formatter': 'f'}},"
-        " 'root': {'handlers': ['h'], 'level': 'INFO'}})",
-    ],
-)
+BASIC = "logging.basicConfig(level='INFO', stream=sys.stdout, format='app: %(message)s')"
+DICT = """logging.config.dictConfig({
+    'version': 1,
+    'disable_existing_loggers': False,
+    'formatters': {'f': {'format': 'app: %(message)s'}},
+    'handlers': {'h': {'class': 'logging.StreamHandler', 'stream': 'ext://sys.stdout', 'formatter': 'f'}},
+    'root': {'handlers': ['h'], 'level': 'INFO'},
+})"""
+
+
+@pytest.mark.parametrize("setup", [BASIC, DICT], ids=["basicConfig", "dictConfig"])
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_a_configuration_before_or_after_ours_is_kept_and_so_are_we(
     programs: Programs, sink: OtlpSink, setup: str, order: str

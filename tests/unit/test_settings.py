@@ -32,7 +32,8 @@ def test_a_variable_in_milliseconds_becomes_seconds() -> None:
     ("option", "value", "accepted"),
     [
         ("protocol", "http/json", "http/protobuf or grpc"),
-        ("endpoint", "collector:4317", "an http:// or https:// URL with a host"),
+        ("endpoint", "tcp://collector:4317", "an http:// or https:// URL with a host, or host:port"),
+        ("endpoint", "collector", "an http:// or https:// URL with a host, or host:port"),
         ("endpoint", "http://host:99999", "an http:// or https:// URL with a host"),
         ("metric_interval", 0, "seconds, more than 0"),
         ("metric_interval", True, "seconds, more than 0"),
