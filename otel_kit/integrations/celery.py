@@ -45,6 +45,7 @@ _trigger: ContextVar[Trigger | None] = ContextVar("otel_kit_celery_trigger", def
 class _Publishing:
     """One call of send_task; the span opens when the signal tells the queue."""
 
+    app: Any
     stack: ExitStack = field(default_factory=ExitStack)
     publication: Publication | None = None
 
@@ -126,7 +127,7 @@ def _job(name: str, task_id: str, queue: str, system: str, headers: Any, retries
 
 
 def _send_task(wrapped: Callable[..., Any], app: Any, args: Any, kwargs: Any) -> Any:
-    publishing = _Publishing()
+    publishing = _Publishing(app)
     token = _publishing.set(publishing)
     try:
         result = wrapped(*args, **kwargs)
@@ -167,8 +168,6 @@ def _before_publish(
     if publishing is None or publishing.publication is not None or not isinstance(headers, MutableMapping):
         return
     with guard("celery: before_task_publish"):
-        from celery import current_app
-
         queue = declare[0].name if declare else (routing_key or "unknown")
         retries = int(headers.get("retries") or 0)
         ready_at = _when(headers.get("eta"))
@@ -176,7 +175,7 @@ def _before_publish(
             name=sender,
             id=str(headers.get("id", "")),
             queue=queue,
-            system=_system(current_app),
+            system=_system(publishing.app),
             attempt=retries + 1,
             ready_at=ready_at,
             delayed=ready_at is not None,
@@ -248,9 +247,13 @@ def _failure(task_id: str, exception: BaseException, **_kwargs: Any) -> None:
 
 
 def _retry(request: Any, reason: Any, **_kwargs: Any) -> None:
-    cause = getattr(reason, "exc", None)
-    if request.id in _runs and isinstance(cause, BaseException):
-        _errors[request.id] = cause
+    if request.id in _runs:
+        cause, original = getattr(reason, "exc", None), reason.__context__
+        # Celery keeps the nearest class that can be pickled; what was raised may still be at hand.
+        if cause is not None and isinstance(original, type(cause)):
+            cause = original
+        if isinstance(cause, BaseException):
+            _errors[request.id] = cause
 
 
 def _child_ends(**_kwargs: Any) -> None:

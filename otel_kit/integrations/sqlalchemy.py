@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection
+from pathlib import PurePath
 from typing import Any
 from weakref import WeakSet
 
@@ -37,7 +38,16 @@ class SQLAlchemyInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._takeover.begin()
         self._traced, self._lock = WeakSet(), threading.Lock()
         self._tracer = trace.get_tracer("otel_kit.sqlalchemy", __version__)
-        self._engine_tracer = EngineTracer
+
+        class Tracer(EngineTracer):  # type: ignore[misc]
+            """Names a file database by its file; the folder before it would make a name of every deployment."""
+
+            def _operation_name(self, db_name: Any, statement: Any) -> Any:
+                return super()._operation_name(
+                    PurePath(db_name).name if isinstance(db_name, str) else db_name, statement
+                )
+
+        self._engine_tracer = Tracer
         # Upstream's pool counter has a name from before the conventions; nothing of ours reads it.
         self._no_usage = NoOpMeter("otel_kit.sqlalchemy").create_up_down_counter("db.client.connections.usage")
         event.listen(Engine, "engine_connect", self._connected)

@@ -139,10 +139,11 @@ def _emit(
     job: Job,
     attributes: dict[str, AttributeValue],
     context: Context | None = None,
+    at: int | None = None,
 ) -> None:
     get_logger("otel_kit.jobs", __version__).emit(
         LogRecord(
-            timestamp=time.time_ns(),
+            timestamp=at or time.time_ns(),
             context=context or otel_context.get_current(),
             severity_number=severity[0],
             severity_text=severity[1],
@@ -198,6 +199,8 @@ class Recorder:
         }
         if job.delayed and job.ready_at is not None:
             attributes[catalogue.JOB_DELAY] = max(0.0, job.ready_at - time.time())
+        # Before the broker has it: a quick worker starts it before the publish returns.
+        created_at = time.time_ns()
         span = self._tracer.start_span(f"send {job.queue}", kind=SpanKind.PRODUCER, attributes=attributes)
         publication = Publication(span, job, trigger)
         try:
@@ -219,6 +222,7 @@ class Recorder:
                     job,
                     {catalogue.JOB_TRIGGER: trigger.value},
                     trace.set_span_in_context(span),
+                    created_at,
                 )
         finally:
             span.end()

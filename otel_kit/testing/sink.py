@@ -44,6 +44,13 @@ _SERVICES: Final = {
 _LARGEST_BODY: Final = 64 * 1024 * 1024
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Silent: a client that is killed before it has its answer is part of many a test."""
+
+
 class OtlpSink:
     """Receives OTLP over HTTP and, where grpcio is installed, over gRPC, on free ports of 127.0.0.1.
 
@@ -68,8 +75,7 @@ class OtlpSink:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 """Silent: the sink's own requests are of no interest."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", port), Handler)
         self._grpc: Any = None
         #: Base URL for OTLP over HTTP.
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"

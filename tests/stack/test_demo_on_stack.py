@@ -1,0 +1,62 @@
+"""`otel-kit demo --stack` against the real collector and the real backends."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+from otel_kit.demo.questions import SIGNALS
+from tests.integration.test_demo import StartDemo, start_demo
+from tests.stack.conftest import Stack
+
+__all__ = ["start_demo"]
+
+SERVICES = ("bot", "gateway", "worker", "scheduler", "store")
+
+
+def matrix(output: str) -> dict[str, list[bool]]:
+    """For each service which signals were found."""
+    found = {}
+    for service in SERVICES:
+        (line,) = re.findall(rf"^ +{service} +([\d.]+ s ✓|missing ✗)(.*)$", output, re.MULTILINE)
+        found[service] = [mark == "✓" for mark in re.findall("[✓✗]", "".join(line))]
+    return found
+
+
+def test_every_signal_of_every_service_is_found_in_its_backend(stack: Stack, start_demo: StartDemo) -> None:
+    demo = start_demo(
+        "--stack", "--duration", "5", "--timeout", "90", OTEL_KIT_STACK_DATA_DIR=str(stack.settings.data_dir)
+    )
+
+    assert demo.ends_with(170) == 0, demo.output
+    assert matrix(demo.output) == dict.fromkeys(SERVICES, [True] * len(SIGNALS))
+    assert demo.output.count("✗") == 0
+    for what in ("same trace id in Tempo, Prometheus and Loki", "exemplar that leads", "gateway -> worker"):
+        assert re.search(rf"{what}.*\d s ✓", demo.output), demo.output
+    assert demo.processes() == {}
+
+
+def test_backend_that_is_down_shows_in_its_column_and_nowhere_else(stack: Stack, start_demo: StartDemo) -> None:
+    stack.native.stop("loki")
+    demo = start_demo(
+        "--stack", "--duration", "5", "--timeout", "30", OTEL_KIT_STACK_DATA_DIR=str(stack.settings.data_dir)
+    )
+
+    assert demo.ends_with(170) == 1, demo.output
+    others = [signal != "LogQL" for signal in SIGNALS]
+    assert matrix(demo.output) == dict.fromkeys(SERVICES, others)
+    assert re.search(r"same trace id in Tempo, Prometheus and Loki +missing ✗", demo.output)
+    assert re.search(r"one trace from the bot to the store +[\d.]+ s ✓", demo.output)
+    assert demo.processes() == {}
+
+
+def test_kept_demo_goes_on_until_ctrl_c_and_its_findings_decide_the_exit_code(
+    stack: Stack, start_demo: StartDemo
+) -> None:
+    demo = start_demo("--stack", "--keep", "--timeout", "90", OTEL_KIT_STACK_DATA_DIR=str(stack.settings.data_dir))
+    demo.wait_until(lambda: "Traffic goes on until Ctrl-C" in demo.output, timeout=120)
+    assert len(demo.processes()) > 5
+    demo.process.send_signal(signal.SIGINT)
+
+    assert demo.ends_with(30) == 0, demo.output
+    assert demo.processes() == {}
