@@ -1,0 +1,1 @@
+"""Start, stop and check the backends: through Docker where an engine answers, else as native builds."""
