@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -164,8 +165,24 @@ class _LastWords(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return True
-        self._outage.heard(record.getMessage().splitlines()[0][:300])
+        message = record.getMessage()
+        # "Failed due to timeout, max retries or shutdown" follows what it was that failed each time.
+        if "shutdown" not in message.lower() or not self._outage.reason:
+            self._outage.heard(_cause(message))
         return False
+
+
+_SYSTEM_ERROR = re.compile(r"\[Errno -?\d+\] [^'\")]+")
+_TRANSIENT = re.compile(r"Transient error (.+?) encountered")
+
+
+def _cause(message: str) -> str:
+    """The part of an exporter's complaint that a reader needs: the system's own words, where there are any."""
+    for pattern in (_SYSTEM_ERROR, _TRANSIENT):
+        found = pattern.search(message)
+        if found:
+            return found[found.lastindex or 0][:300]
+    return message.partition("\n")[0][:300]
 
 
 def hush_upstream(outage: Outage) -> Callable[[], None]:
