@@ -8,8 +8,11 @@ otel_kit.configure("shop")
 from __future__ import annotations
 
 from otel_kit._version import __version__
-from otel_kit.bootstrap import configure, flush, shutdown
-from otel_kit.settings import ConfigurationError
-from otel_kit.telemetry.audit import audit
+from otel_kit.settings import ConfigurationError, drop_refused_limits
+
+drop_refused_limits()  # before the SDK is imported
+
+from otel_kit.bootstrap import configure, flush, shutdown  # noqa: E402
+from otel_kit.telemetry.audit import audit  # noqa: E402
 
 __all__ = ["ConfigurationError", "__version__", "audit", "configure", "flush", "shutdown"]

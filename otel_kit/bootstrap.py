@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from opentelemetry import metrics, trace
@@ -19,29 +18,19 @@ from opentelemetry.sdk.trace import TracerProvider
 from otel_kit import catalogue
 from otel_kit.guard import guard
 from otel_kit.integrations import registry
-from otel_kit.jobs.recorder import Recorder, set_recorder
+from otel_kit.jobs.recorder import get_recorder
 from otel_kit.lifecycle import lifecycle
-from otel_kit.settings import Settings, read
-from otel_kit.telemetry import export, logs, resource, traces
+from otel_kit.settings import Settings, read, without_credentials
+from otel_kit.telemetry import export, logs, propagators, resource, traces
 from otel_kit.telemetry import metrics as metric_pipeline
 from otel_kit.telemetry.redaction import Redactor
 
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Running:
-    """What configure() has built."""
-
-    settings: Settings
-    tracer_provider: TracerProvider
-    meter_provider: MeterProvider
-    logger_provider: LoggerProvider
-
-
 # Reentrant: SIGTERM may arrive in the middle of configure().
 _lock = threading.RLock()
-_running: _Running | None = None
+_running: Settings | None = None
 _ended = False
 
 
@@ -63,7 +52,7 @@ def configure(service_name: str | None = None, *, instrument: bool = True, **opt
     settings = read({"service_name": service_name, **options})
     with _lock:
         if _running is not None:
-            asked, runs = settings.service_name, _running.settings.service_name
+            asked, runs = settings.service_name, _running.service_name
             if service_name is not None and asked != runs:
                 _logger.warning("otel-kit: already running as %r; configure(%r) changes nothing", runs, asked)
             return
@@ -71,7 +60,8 @@ def configure(service_name: str | None = None, *, instrument: bool = True, **opt
             _logger.info("otel-kit: OTEL_SDK_DISABLED=true, no telemetry")
             return
         _prefer_stable_conventions()
-        _running = _start(settings)
+        _running = settings
+        _start(settings)
     if instrument:
         with guard("wiring the installed libraries"):
             registry.instrument_all(settings.disabled_instrumentations)
@@ -82,55 +72,63 @@ def _prefer_stable_conventions() -> None:
     os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http,database")
 
 
-def _start(settings: Settings) -> _Running:
+def _start(settings: Settings) -> None:
+    # A step that fails, over a variable that the SDK does not take for instance, is named and leaves the others on.
     redactor = Redactor(settings.redact_keys)
-    outage = export.Outage(export.endpoint_of(settings, "traces", settings.protocol).removesuffix("/v1/traces"))
-    unhush = export.hush_upstream(outage)
-    described = resource.build(settings, redactor)
-    tracer_provider = _start_traces(settings, described, redactor, outage)
-    meter_provider = _start_metrics(settings, described, redactor, outage)
-    logger_provider = _start_logs(settings, described, redactor, outage)
-    _start_jobs(settings)
+    destination = export.endpoint_of(settings, "traces", settings.protocol).removesuffix("/v1/traces")
+    outage = export.Outage(without_credentials(destination))
+    lifecycle.on_close(export.hush_upstream(outage))
     lifecycle.on_child("outage", outage.reset_after_fork)
-    lifecycle.on_child("resource", lambda: resource.adopt_child(tracer_provider, meter_provider, logger_provider))
-    lifecycle.on_close(unhush)
+    described = Resource.get_empty()
+    with guard("describing this process"):
+        described = resource.build(settings, redactor)
+    with guard("starting propagation"):
+        propagators.install()
+    with guard("starting traces"):
+        _start_traces(settings, described, redactor, outage)
+    with guard("starting metrics"):
+        _start_metrics(settings, described, redactor, outage)
+    with guard("starting logs"):
+        _start_logs(settings, described, redactor, outage)
+    with guard("starting jobs"):
+        _start_jobs(settings)
     lifecycle.timeout = settings.shutdown_timeout
     lifecycle.on_exit(lambda: _ignore(shutdown(settings.shutdown_timeout)))
     lifecycle.watch_sigterm()
-    return _Running(settings, tracer_provider, meter_provider, logger_provider)
 
 
-def _start_traces(settings: Settings, described: Resource, redactor: Redactor, outage: export.Outage) -> TracerProvider:
+def _start_traces(settings: Settings, described: Resource, redactor: Redactor, outage: export.Outage) -> None:
     provider = traces.build(settings, described, redactor, outage)
     trace.set_tracer_provider(provider)
     lifecycle.on_flush("traces", lambda timeout: _finish(provider, timeout))
-    return provider
+    lifecycle.on_child("traces", lambda: resource.adopt_child(provider))
 
 
-def _start_metrics(settings: Settings, described: Resource, redactor: Redactor, outage: export.Outage) -> MeterProvider:
+def _start_metrics(settings: Settings, described: Resource, redactor: Redactor, outage: export.Outage) -> None:
     provider = metric_pipeline.build(settings, described, redactor, outage)
     metrics.set_meter_provider(provider)
     metric_pipeline.observed_gauge(catalogue.PROCESS_UP, lambda: [(0.0 if lifecycle.closing else 1.0, {})])
     lifecycle.on_flush("metrics", lambda timeout: _finish_metrics(provider, settings.metric_interval, timeout))
     lifecycle.on_child("metrics", lambda: metric_pipeline.reset_after_fork(provider))
-    return provider
+    lifecycle.on_child("metrics' resource", lambda: resource.adopt_child(provider))
 
 
-def _start_logs(settings: Settings, described: Resource, redactor: Redactor, outage: export.Outage) -> LoggerProvider:
+def _start_logs(settings: Settings, described: Resource, redactor: Redactor, outage: export.Outage) -> None:
     provider, fields = logs.build(settings, described, redactor, outage)
     set_logger_provider(provider)
     metric_pipeline.observed_counter(catalogue.LOG_RECORDS, fields.counts)
     lifecycle.on_flush("logs", lambda timeout: _finish(provider, timeout))
     lifecycle.on_child("logs", fields.reset_after_fork)
+    lifecycle.on_child("logs' resource", lambda: resource.adopt_child(provider))
     if settings.capture_logs:
         level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-        lifecycle.on_close(logs.install(logs.Handler(provider, level, code_attributes=settings.log_code_attributes)))
-    return provider
+        capture = logs.Capture(provider, level, code_attributes=settings.log_code_attributes)
+        lifecycle.on_close(logs.install(capture))
 
 
 def _start_jobs(settings: Settings) -> None:
-    recorder = Recorder(settings.job_trace)
-    set_recorder(recorder)
+    recorder = get_recorder()
+    recorder.policy = settings.job_trace
     lifecycle.on_child("jobs", recorder.reset_after_fork)
 
 

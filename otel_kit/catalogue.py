@@ -46,6 +46,7 @@ LOG_CATEGORY: Final = "log.category"
 LOG_SEVERITY: Final = "severity"
 REQUEST_ID: Final = "request.id"
 USER_ID: Final = "user.id"
+AUDIT_ACTION: Final = "audit.action"
 
 # Job events
 JOB_CREATED: Final = "job.created"
@@ -57,9 +58,11 @@ JOB_LOST: Final = "job.lost"
 JOB_EXPIRED: Final = "job.expired"
 JOB_REVOKED: Final = "job.revoked"
 JOB_REJECTED: Final = "job.rejected"
+JOB_EXPECTED_ERROR: Final = "job.expected_error"
 
 # Headers inside job carriers, beside traceparent, tracestate and baggage
 ENQUEUED_AT_HEADER: Final = "otel-kit-enqueued-at"
+QUEUE_HEADER: Final = "otel-kit-queue"
 TRIGGER_HEADER: Final = "otel-kit-trigger"
 PREVIOUS_ATTEMPT_HEADER: Final = "otel-kit-previous-attempt"
 

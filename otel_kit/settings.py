@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
@@ -241,7 +242,8 @@ def _from_keyword(name: str, option: Option, given: Any) -> Any:
     try:
         return option.parse(given)
     except (ValueError, TypeError):
-        raise ConfigurationError(f"option {name}={given!r} is not accepted; accepted: {option.accepts}") from None
+        shown = _shown(given)
+        raise ConfigurationError(f"option {name}={shown} is not accepted; accepted: {option.accepts}") from None
 
 
 def _from_variable(name: str, option: Option, given: str) -> Any:
@@ -250,10 +252,36 @@ def _from_variable(name: str, option: Option, given: str) -> Any:
     except (ValueError, TypeError):
         default = _DEFAULTS[name]
         _logger.error(
-            "otel-kit: %s=%r is not accepted; accepted: %s. Going on with %r",
+            "otel-kit: %s=%s is not accepted; accepted: %s. Going on with %r",
             option.variable,
-            given,
+            _shown(given),
             option.accepts,
             default,
         )
         return default
+
+
+_LIMIT = re.compile(r"OTEL_(SPAN|EVENT|LINK|LOGRECORD|ATTRIBUTE)_\w*_LIMIT")
+
+
+def drop_refused_limits(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Name and drop limits that the SDK does not take: it reads some as it is imported, and its import would fail."""
+    for variable in [name for name in environ if _LIMIT.fullmatch(name)]:
+        given = environ[variable].strip()
+        if given and not given.isdecimal():
+            _logger.error(
+                "otel-kit: %s=%s is not accepted; accepted: a whole number, 0 or more", variable, _shown(given)
+            )
+            del environ[variable]
+
+
+def without_credentials(url: str) -> str:
+    """A URL as it may be shown: without user and password."""
+    return re.sub(r"://\S*@", "://", url)
+
+
+def _shown(given: Any) -> str:
+    """A refused value as it may be shown: of a mapping the names, which may be headers that hold secrets."""
+    if isinstance(given, Mapping):
+        return repr(dict.fromkeys(given, "..."))
+    return without_credentials(repr(given))

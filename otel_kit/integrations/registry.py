@@ -17,7 +17,7 @@ _logger = logging.getLogger(__name__)
 GROUP: Final = "opentelemetry_instrumentor"
 #: Upstream's instrumentations that ours stand in for. Ours keep them off when somebody else loads them.
 SUPERSEDED: Final = frozenset({"celery", "fastapi", "sqlalchemy"})
-#: What each needs in order to be of any use, where its own declaration does not say.
+#: Wired by otel_kit.telemetry.logs, whatever is installed.
 _HANDLED_ELSEWHERE: Final = frozenset({"logging"})
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import sys
 import sysconfig
+import traceback
 from traceback import walk_tb
 from types import TracebackType
 from typing import Final
+
+from otel_kit.telemetry.limits import cut
+from otel_kit.telemetry.plain import text_of
 
 _LIBRARIES: Final = tuple(
     {*(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")), sys.base_prefix}
@@ -29,6 +33,16 @@ def type_name(error: BaseException) -> str:
     """The exception's qualified class name, `error.type` of the semantic conventions."""
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def message(error: BaseException) -> str:
+    """What the error says, cut to a bearable length; also where its ``str()`` fails."""
+    return cut(text_of(error))
+
+
+def stacktrace(error: BaseException) -> str:
+    """The traceback as text, cut in the middle."""
+    return cut("".join(traceback.format_exception(error)), keep="both")
 
 
 def fingerprint(error: BaseException) -> str:

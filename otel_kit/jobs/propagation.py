@@ -6,13 +6,20 @@ import time
 from collections.abc import MutableMapping
 
 from opentelemetry import context as otel_context
-from opentelemetry import propagate, trace
-from opentelemetry.context import Context
+from opentelemetry import trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.context import Context, create_key, get_value, set_value
 from opentelemetry.trace import Link, SpanContext, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from otel_kit import catalogue
 from otel_kit.jobs.model import Job, Trigger
+from otel_kit.telemetry.propagators import propagate
+from otel_kit.telemetry.sampling import with_decision
+
+# Inside our own queues baggage travels whole; over HTTP it does not (otel_kit.telemetry.propagators).
+_baggage = W3CBaggagePropagator()
+_SERVING = create_key("otel-kit-serving-request")
 
 
 def inject(carrier: MutableMapping[str, str], trigger: Trigger, previous: SpanContext | None = None) -> None:
@@ -23,6 +30,7 @@ def inject(carrier: MutableMapping[str, str], trigger: Trigger, previous: SpanCo
     for name in (*fields(), catalogue.PREVIOUS_ATTEMPT_HEADER):
         carrier.pop(name, None)
     propagate.inject(carrier)
+    _baggage.inject(carrier)
     carrier[catalogue.ENQUEUED_AT_HEADER] = repr(time.time())
     carrier[catalogue.TRIGGER_HEADER] = trigger.value
     if previous is not None and previous.is_valid:
@@ -33,12 +41,13 @@ def inject(carrier: MutableMapping[str, str], trigger: Trigger, previous: SpanCo
 
 def fields() -> set[str]:
     """The header names that the configured propagators use."""
-    return propagate.get_global_textmap().fields
+    return {*propagate.get_global_textmap().fields, *_baggage.fields}
 
 
 def extract(job: Job) -> Context:
     """The context that the producer sent along; an empty one when there is none."""
-    return propagate.extract(job.carrier, context=Context())
+    trace_context: Context = propagate.extract(job.carrier, context=Context())
+    return _baggage.extract(job.carrier, trace_context)
 
 
 def previous_attempt(job: Job) -> SpanContext | None:
@@ -64,20 +73,31 @@ def continues_trace(job: Job, policy: str) -> bool:
 
 
 def start_context(job: Job, policy: str) -> tuple[Context, list[Link]]:
-    """Where the run's span starts, and what it links to."""
+    """Where the run's span starts, and what it links to. A linked root inherits its producer's sampling decision."""
     sent = extract(job)
     producer = trace.get_current_span(sent).get_span_context()
+    if not job.system and not producer.is_valid:
+        # No broker, no message: it is called here and now, and belongs to whatever calls it.
+        return otel_context.get_current(), []
     before = previous_attempt(job)
     links = [Link(before)] if before is not None else []
     if continues_trace(job, policy):
         return sent, links
+    # Baggage stays, the parent goes.
+    root = trace.set_span_in_context(trace.INVALID_SPAN, sent)
     if producer.is_valid:
         links.insert(0, Link(producer))
-    # Baggage stays, the parent goes.
-    return trace.set_span_in_context(trace.INVALID_SPAN, sent), links
+        root = with_decision(producer.trace_flags.sampled, root)
+    return root, links
+
+
+def serving(context: Context | None = None) -> Context:
+    """A context that knows that it answers a request, however deep inside and whether the trace is sampled or not."""
+    return set_value(_SERVING, True, context)
 
 
 def trigger_of_current_work() -> Trigger:
     """What is publishing now: an API that answers a request, or something else."""
-    span = trace.get_current_span(otel_context.get_current())
-    return Trigger.API if getattr(span, "kind", None) is SpanKind.SERVER else Trigger.MANUAL
+    current = otel_context.get_current()
+    server = getattr(trace.get_current_span(current), "kind", None) is SpanKind.SERVER
+    return Trigger.API if server or get_value(_SERVING, current) else Trigger.MANUAL

@@ -16,7 +16,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry._logs import LogRecord, SeverityNumber, get_logger
 from opentelemetry.context import Context
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from otel_kit import catalogue
@@ -26,6 +26,7 @@ from otel_kit.jobs import errors, propagation
 from otel_kit.jobs.model import Job, Outcome, Trigger
 from otel_kit.jobs.tally import Tally
 from otel_kit.telemetry.context import with_log_fields
+from otel_kit.telemetry.sampling import without_decision
 
 _EVENTS = {
     Outcome.SUCCESS: (catalogue.JOB_COMPLETED, SeverityNumber.INFO, "INFO"),
@@ -77,24 +78,33 @@ class Run:
             error: What was raised, also for a retry.
             expected: Whether the job declares this error as one that may happen: no ERROR status then.
         """
-        duration = self.duration = time.monotonic() - self._clock
+        self.duration = time.monotonic() - self._clock
+        try:
+            with guard("recording the end of a run"):
+                self._describe(outcome, error, expected=expected)
+        finally:
+            # Whatever the error is like: a span that stays open would take over what the thread does next.
+            self._span.end()
+            otel_context.detach(self._token)
+
+    def _describe(self, outcome: Outcome, error: BaseException | None, *, expected: bool) -> None:
         self._span.set_attribute(catalogue.JOB_OUTCOME, outcome.value)
-        attributes: dict[str, AttributeValue] = {catalogue.JOB_DURATION: duration, catalogue.JOB_OUTCOME: outcome.value}
+        attributes: dict[str, AttributeValue] = {
+            catalogue.JOB_DURATION: self.duration,
+            catalogue.JOB_OUTCOME: outcome.value,
+        }
         if error is not None:
-            attributes |= _error_attributes(error)
-            self._span.set_attributes(_error_attributes(error))
+            described = _error_attributes(error)
+            attributes |= described
+            self._span.set_attributes(described)
             if outcome is Outcome.RETRY or expected:
-                self._span.add_event(
-                    catalogue.JOB_RETRIED if outcome is Outcome.RETRY else "job.expected_error",
-                    _error_attributes(error),
-                )
+                event = catalogue.JOB_RETRIED if outcome is Outcome.RETRY else catalogue.JOB_EXPECTED_ERROR
+                self._span.add_event(event, described)
             else:
-                self._span.record_exception(error)
+                _add_exception(self._span, error)
         if outcome in (Outcome.FAILURE, Outcome.LOST) and not expected:
-            self._span.set_status(Status(StatusCode.ERROR, str(error) if error else outcome.value))
-        _emit_outcome(self.job, outcome, duration, attributes, error)
-        self._span.end()
-        otel_context.detach(self._token)
+            self._span.set_status(Status(StatusCode.ERROR, errors.message(error) if error else outcome.value))
+        _emit_outcome(self.job, outcome, self.duration, attributes, error, expected=expected)
 
     def abandon(self) -> None:
         """Leave the run to a process that outlives this one: no span, no event."""
@@ -107,6 +117,18 @@ def _error_attributes(error: BaseException) -> dict[str, AttributeValue]:
         catalogue.JOB_ERROR_FINGERPRINT: errors.fingerprint(error),
         catalogue.JOB_ERROR_CATEGORY: errors.category(error),
     }
+
+
+def _add_exception(span: Span, error: BaseException) -> None:
+    # The SDK's own record_exception raises where the error's str() does.
+    span.add_event(
+        "exception",
+        {
+            "exception.type": errors.type_name(error),
+            "exception.message": errors.message(error),
+            "exception.stacktrace": errors.stacktrace(error),
+        },
+    )
 
 
 def _messaging(job: Job, operation: str) -> dict[str, AttributeValue]:
@@ -161,10 +183,14 @@ def _emit_outcome(
     attributes: dict[str, AttributeValue],
     error: BaseException | None,
     context: Context | None = None,
+    *,
+    expected: bool = False,
 ) -> None:
     event, number, text = _EVENTS[outcome]
+    if expected:
+        number, text = SeverityNumber.WARN, "WARN"
     took = f" after {duration:.3f} s" if duration is not None else ""
-    why = f": {errors.type_name(error)}: {error}" if error is not None else ""
+    why = f": {errors.type_name(error)}: {errors.message(error)}" if error is not None else ""
     sentence = f"Job {job.name} {event.removeprefix('job.')}{took}, attempt {job.attempt}{why}"
     _emit(event, (number, text), sentence, job, attributes, context)
 
@@ -172,12 +198,12 @@ def _emit_outcome(
 class Recorder:
     """Turns what integrations report into telemetry.
 
-    Args:
+    Attributes:
         policy: ``auto``, ``parent`` or ``link``: see `otel_kit.jobs.propagation.continues_trace`.
     """
 
-    def __init__(self, policy: str = "auto") -> None:
-        self._policy = policy
+    def __init__(self) -> None:
+        self.policy = "auto"
         self._tracer = trace.get_tracer("otel_kit.jobs", __version__)
         self.tally = Tally()
 
@@ -208,8 +234,8 @@ class Recorder:
         except BaseException as error:
             with guard("recording a failed publish"):
                 span.set_attribute(catalogue.ERROR_TYPE, errors.type_name(error))
-                span.record_exception(error)
-                span.set_status(Status(StatusCode.ERROR, str(error)))
+                _add_exception(span, error)
+                span.set_status(Status(StatusCode.ERROR, errors.message(error)))
                 self.tally.sent(job, errors.type_name(error))
             raise
         else:
@@ -230,7 +256,7 @@ class Recorder:
     def start(self, job: Job) -> Run:
         """Begin a run: its span becomes current, and its name and id stand on every log record until `Run.finish`."""
         now = time.time()
-        context, links = propagation.start_context(job, self._policy)
+        context, links = propagation.start_context(job, self.policy)
         attributes: dict[str, AttributeValue] = {
             **_messaging(job, "process"),
             catalogue.JOB_NAME: job.name,
@@ -241,18 +267,14 @@ class Recorder:
         waited = job.waited(now)
         if waited is not None:
             attributes[catalogue.JOB_WAIT] = waited
-        span: Span
-        if links and not _continues(context) and not links[0].context.trace_flags.sampled:
-            # A linked root inherits its producer's decision; a sampler that knows no parent would say yes.
-            span = NonRecordingSpan(self._unsampled())
-        else:
-            span = self._tracer.start_span(
-                f"process {job.queue}" if job.system else job.name,
-                context,
-                SpanKind.CONSUMER if job.system else SpanKind.INTERNAL,
-                attributes,
-                links,
-            )
+        span = self._tracer.start_span(
+            f"process {job.queue}" if job.system else job.name,
+            context,
+            SpanKind.CONSUMER if job.system else SpanKind.INTERNAL,
+            attributes,
+            links,
+        )
+        context = without_decision(context)
         current = with_log_fields(_log_fields(job), trace.set_span_in_context(span, context))
         token = otel_context.attach(current)
         with guard("recording a start"):
@@ -275,7 +297,7 @@ class Recorder:
             started_at: When it started (unix seconds), if known.
             error: What is known of the end.
         """
-        context, links = propagation.start_context(job, self._policy)
+        context, links = propagation.start_context(job, self.policy)
         span = self._tracer.start_span(
             f"process {job.queue}" if job.system else job.name,
             context,
@@ -293,7 +315,7 @@ class Recorder:
             start_time=None if started_at is None else int(started_at * 1e9),
         )
         if outcome is Outcome.LOST:
-            span.set_status(Status(StatusCode.ERROR, str(error)))
+            span.set_status(Status(StatusCode.ERROR, errors.message(error)))
         duration = None if started_at is None else time.time() - started_at
         attributes = {catalogue.JOB_OUTCOME: outcome.value, **_error_attributes(error)}
         _emit_outcome(job, outcome, duration, attributes, error, trace.set_span_in_context(span, context))
@@ -301,32 +323,15 @@ class Recorder:
 
     def never_ran(self, job: Job, outcome: Outcome) -> None:
         """Record a job that was given up before it started: expired, revoked or rejected."""
-        context, _links = propagation.start_context(job, self._policy)
+        context, _links = propagation.start_context(job, self.policy)
         _emit_outcome(job, outcome, None, {catalogue.JOB_OUTCOME: outcome.value}, None, context)
-
-    @staticmethod
-    def _unsampled() -> SpanContext:
-        from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-
-        ids = RandomIdGenerator()
-        return SpanContext(ids.generate_trace_id(), ids.generate_span_id(), is_remote=False, trace_flags=TraceFlags(0))
-
-
-def _continues(context: Context) -> bool:
-    return trace.get_current_span(context).get_span_context().is_valid
 
 
 _recorder: Recorder | None = None
 
 
-def set_recorder(recorder: Recorder | None) -> None:
-    """Install the process's recorder."""
-    global _recorder
-    _recorder = recorder
-
-
 def get_recorder() -> Recorder:
-    """The process's recorder; without `otel_kit.configure` one that goes wherever the global providers lead."""
+    """The process's one recorder; without `otel_kit.configure` it goes wherever the global providers lead."""
     global _recorder
     if _recorder is None:
         _recorder = Recorder()

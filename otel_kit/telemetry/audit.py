@@ -6,14 +6,15 @@ import time
 
 from opentelemetry._logs import LogRecord, SeverityNumber, get_logger
 from opentelemetry.context import get_current
-from opentelemetry.util.types import AnyValue
 
 from otel_kit import catalogue
 from otel_kit._version import __version__
 from otel_kit.guard import guard
+from otel_kit.telemetry.context import silenced
+from otel_kit.telemetry.plain import plain
 
 
-def audit(action: str, /, **attributes: AnyValue) -> None:
+def audit(action: str, /, **attributes: object) -> None:
     """Record an action for the audit log.
 
     The record carries the trace, request and job that it happened in. It does not pass through `logging`, so no level drops
@@ -23,7 +24,8 @@ def audit(action: str, /, **attributes: AnyValue) -> None:
         action: What was done, as a short name (``"user.deleted"``).
         **attributes: Who, to what, why.
     """
-    with guard("writing an audit record"):
+    with silenced(), guard("writing an audit record"):
+        fields = {name: plain(value) for name, value in attributes.items()}
         get_logger("otel_kit.audit", __version__).emit(
             LogRecord(
                 timestamp=time.time_ns(),
@@ -32,6 +34,6 @@ def audit(action: str, /, **attributes: AnyValue) -> None:
                 severity_text="INFO",
                 body=action,
                 event_name="audit",
-                attributes={"audit.action": action, **attributes, catalogue.LOG_CATEGORY: "audit"},
+                attributes={**fields, catalogue.AUDIT_ACTION: action, catalogue.LOG_CATEGORY: "audit"},
             )
         )

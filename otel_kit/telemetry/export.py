@@ -21,7 +21,9 @@ from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult,
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from otel_kit.guard import guard
 from otel_kit.settings import Settings
+from otel_kit.telemetry.context import silenced
 from otel_kit.telemetry.redaction import Redactor
 
 _logger = logging.getLogger(__name__)
@@ -78,8 +80,9 @@ def _offered(signal: str) -> list[Any]:
 def _load(signal: str, name: str) -> Callable[..., Any] | None:
     for entry in _offered(signal):
         if entry.name == name:
-            loaded: Callable[..., Any] = entry.load()
-            return loaded
+            with guard(f"loading the exporter {name!r} for {signal}"):
+                loaded: Callable[..., Any] = entry.load()
+                return loaded
     return None
 
 
@@ -91,10 +94,7 @@ def _otlp(settings: Settings, signal: str) -> Callable[[], Any] | None:
             signal.upper(), protocol, " or ".join(_ENTRY_POINT_NAMES), settings.protocol,
         )  # fmt: skip
         protocol = settings.protocol
-    try:
-        exporter = _load(signal, _ENTRY_POINT_NAMES[protocol])
-    except ImportError:
-        exporter = None
+    exporter = _load(signal, _ENTRY_POINT_NAMES[protocol])
     if exporter is None:
         _logger.error(
             "otel-kit: protocol 'grpc' needs the extra: pip install 'otel-kit[grpc]'. Going on with http/protobuf"
@@ -113,12 +113,18 @@ def _otlp(settings: Settings, signal: str) -> Callable[[], Any] | None:
 
 
 class Outage:
-    """Says once that telemetry does not get through, and once that it does again, for all signals together."""
+    """Says once that telemetry does not get through, and once that all of it does again.
+
+    Args:
+        destination: Where it goes, for the message.
+    """
 
     def __init__(self, destination: str) -> None:
         self._destination = destination
         self._lock = threading.Lock()
-        self._since: float | None = None
+        # By signal: a receiver may take the one and refuse the other for ever.
+        self._failing: set[str] = set()
+        self._since = 0.0
         self._lost = 0
         #: What the exporter said last.
         self.reason = ""
@@ -127,27 +133,31 @@ class Outage:
         """Keep what the exporter said last, for the one line."""
         self.reason = message
 
-    def report(self, *, delivered: bool, items: int) -> None:
-        """Note the end of one export."""
+    def report(self, signal: str, *, delivered: bool, items: int) -> None:
+        """Note the end of one export of a signal."""
         with self._lock:
-            began = not delivered and self._since is None
-            ended = delivered and self._since is not None
-            if began:
-                self._since = time.monotonic()
-            since = self._since
-            self._lost = self._lost + items if not delivered else self._lost
-            lost = self._lost
-            if ended:
-                self._since, self._lost = None, 0
-        if began:
+            before = bool(self._failing)
+            if delivered:
+                self._failing.discard(signal)
+            else:
+                self._failing.add(signal)
+                self._lost += items
+            after = bool(self._failing)
+            if before == after:
+                return
+            lost, lasted = self._lost, time.monotonic() - self._since
+            self._lost, self._since = (self._lost, time.monotonic()) if after else (0, 0.0)
+        # dictConfig switches off every logger that it does not name; this one has something to say.
+        _logger.disabled = False
+        if after:
             _logger.warning(
-                "otel-kit: telemetry does not reach %s (%s); the application goes on, this is said once per outage",
-                self._destination, self.reason or "no answer",
+                "otel-kit: %s do not reach %s (%s); the application goes on, this is said once per outage",
+                signal, self._destination, self.reason or "no answer",
             )  # fmt: skip
-        elif ended and since is not None:
+        else:
             _logger.warning(
                 "otel-kit: telemetry reaches %s again after %.0f s; %d items could not be delivered",
-                self._destination, time.monotonic() - since, lost,
+                self._destination, lasted, lost,
             )  # fmt: skip
 
     def reset_after_fork(self) -> None:
@@ -222,8 +232,9 @@ class GuardedSpanExporter(SpanExporter):
         self._outage = outage
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = self._exporter.get().export([self._redactor.span(span) for span in spans])
-        self._outage.report(delivered=result is SpanExportResult.SUCCESS, items=len(spans))
+        with silenced():
+            result = self._exporter.get().export([self._redactor.span(span) for span in spans])
+        self._outage.report("traces", delivered=result is SpanExportResult.SUCCESS, items=len(spans))
         return result
 
     def shutdown(self) -> None:
@@ -242,8 +253,9 @@ class GuardedLogExporter(LogRecordExporter):
         self._outage = outage
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
-        result = self._exporter.get().export([self._redactor.record(record) for record in batch])
-        self._outage.report(delivered=result is LogRecordExportResult.SUCCESS, items=len(batch))
+        with silenced():
+            result = self._exporter.get().export([self._redactor.record(record) for record in batch])
+        self._outage.report("logs", delivered=result is LogRecordExportResult.SUCCESS, items=len(batch))
         return result
 
     def shutdown(self) -> None:
@@ -268,10 +280,11 @@ class GuardedMetricExporter(MetricExporter):
         )
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
-        clean = self._redactor.metrics(metrics_data)
-        result = self._exporter.get().export(clean, timeout_millis=timeout_millis, **kwargs)
+        with silenced():
+            clean = self._redactor.metrics(metrics_data)
+            result = self._exporter.get().export(clean, timeout_millis=timeout_millis, **kwargs)
         # Cumulative points that did not arrive are made good by the next ones: nothing is lost yet.
-        self._outage.report(delivered=result is MetricExportResult.SUCCESS, items=0)
+        self._outage.report("metrics", delivered=result is MetricExportResult.SUCCESS, items=0)
         return result
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:

@@ -1,19 +1,16 @@
 """Log records: from `logging` to OTLP, with the trace, the job and the request that they belong to.
 
-The handler stands at the root logger and, beside it, at loggers that do not pass their records on. It never takes
-anything away: an application that has configured no logging keeps its warnings on stderr, and one that configures it later
-keeps our handler.
+Records are taken where every logger hands them to its handlers, not by a handler of ours at the root: so nothing that an
+application configures, before us or after us, can lose them, and nothing of ours changes what it prints.
 """
 
 from __future__ import annotations
 
 import logging
-import logging.config
 import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextvars import ContextVar
 from functools import wraps
 from time import time_ns
 from typing import Any, Final
@@ -28,13 +25,18 @@ from opentelemetry.sdk.resources import Resource
 from otel_kit import catalogue
 from otel_kit.guard import guard
 from otel_kit.settings import Settings
-from otel_kit.telemetry.context import log_fields
+from otel_kit.telemetry.context import is_silenced, log_fields, silenced
 from otel_kit.telemetry.export import GuardedLogExporter, Outage, factories
+from otel_kit.telemetry.limits import cut
+from otel_kit.telemetry.plain import plain, text_of
 from otel_kit.telemetry.redaction import Redactor
 
-#: Loggers of servers that configure themselves not to propagate; their errors are the application's errors.
-_DETACHED_LOGGERS: Final = ("uvicorn", "gunicorn.error", "hypercorn.error")
+#: Access lines of servers: one for each request, and its span says the same and more.
+_LEFT_OUT: Final = frozenset({"uvicorn.access", "gunicorn.access", "hypercorn.access"})
 _STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+#: What counts by name in `otel_kit.log.records`; a category of somebody's own counts as ``app``.
+_CATEGORIES: Final = frozenset({"jobs", "performance", "errors", "audit", "metrics", "app"})
+_SEEDED: Final = (("WARN", "app"), ("ERROR", "errors"), ("FATAL", "errors"), ("ERROR", "jobs"))
 #: `logging` level to OpenTelemetry severity (specification, "Logs Data Model", appendix B).
 _SEVERITIES: Final = (
     (logging.CRITICAL, SeverityNumber.FATAL, "FATAL"),
@@ -42,8 +44,8 @@ _SEVERITIES: Final = (
     (logging.WARNING, SeverityNumber.WARN, "WARN"),
     (logging.INFO, SeverityNumber.INFO, "INFO"),
     (logging.DEBUG, SeverityNumber.DEBUG, "DEBUG"),
-    (logging.NOTSET, SeverityNumber.TRACE, "TRACE"),
 )
+_LOWEST: Final = (SeverityNumber.TRACE, "TRACE")
 
 
 def build(
@@ -67,6 +69,7 @@ class RecordFields(LogRecordProcessor):
         self._audit_fields = Resource({catalogue.STREAM: "audit"})
         self._lock = threading.Lock()
         self._counts: Counter[tuple[str, str]] = Counter()
+        self.reset_after_fork()
 
     def on_emit(self, log_record: ReadWriteLogRecord) -> None:
         with guard("completing a log record"):
@@ -82,7 +85,7 @@ class RecordFields(LogRecordProcessor):
             if category == "audit" and log_record.resource is not None:
                 log_record.resource = log_record.resource.merge(self._audit_fields)
             with self._lock:
-                self._counts[record.severity_text or "INFO", category] += 1
+                self._counts[record.severity_text or "INFO", category if category in _CATEGORIES else "app"] += 1
 
     def counts(self) -> Iterable[tuple[float, dict[str, str]]]:
         """Records so far, by severity and category."""
@@ -96,7 +99,8 @@ class RecordFields(LogRecordProcessor):
     def reset_after_fork(self) -> None:
         """A child counts from zero, under a lock of its own."""
         self._lock = threading.Lock()
-        self._counts.clear()
+        # At zero from the start: an observed counter has no zero of its own, and the first error would be no increase.
+        self._counts = Counter(dict.fromkeys(_SEEDED, 0))
 
     def shutdown(self) -> None:
         """Nothing is held."""
@@ -111,7 +115,7 @@ def _category(record: LogRecord) -> str:
     return "errors" if number is not None and number.value >= SeverityNumber.ERROR.value else "app"
 
 
-class Handler(logging.Handler):
+class Capture:
     """Turns a `logging` record into an OpenTelemetry one; the batch processor does the rest on its own thread.
 
     Args:
@@ -120,48 +124,42 @@ class Handler(logging.Handler):
         code_attributes: Whether file, line and function come along.
     """
 
-    # opentelemetry-python#3858: what the SDK logs while it takes a record must not come back in.
-    _emitting: ContextVar[bool] = ContextVar("otel_kit_emitting", default=False)
-
     def __init__(self, provider: LoggerProvider, level: int = logging.NOTSET, *, code_attributes: bool = False) -> None:
-        # The level is judged here: what `logging` keeps from a handler this one could not hand on to stderr.
-        super().__init__()
-        self._threshold = level
         self._provider = provider
+        self._level = level
         self._code_attributes = code_attributes
 
-    def emit(self, record: logging.LogRecord) -> None:
-        if self._emitting.get():
+    def take(self, record: logging.LogRecord) -> None:
+        """Take one record. Whatever it holds, nothing is raised."""
+        if record.levelno < self._level or record.name in _LEFT_OUT or is_silenced():
             return
-        if record.levelno >= self._threshold:
-            token = self._emitting.set(True)
-            try:
-                with guard("exporting a log record"):
-                    self._provider.get_logger(record.name).emit(self._translate(record))
-            finally:
-                self._emitting.reset(token)
-        last_resort = logging.lastResort
-        if logging.root.handlers == [self] and last_resort is not None and record.levelno >= last_resort.level:
-            self._stand_in_for_nobody(record, last_resort)
-
-    def _stand_in_for_nobody(self, record: logging.LogRecord, last_resort: logging.Handler) -> None:
-        # Without us this record would have found no handler, and Python would have printed it.
-        logger: logging.Logger | None = logging.getLogger(record.name)
-        while logger is not None:
-            if any(handler is not self for handler in logger.handlers):
-                return
-            logger = logger.parent if logger.propagate else None
-        last_resort.handle(record)
+        # opentelemetry-python#3858: what the SDK logs while it takes a record must not come back in.
+        with silenced(), guard("exporting a log record"):
+            self._provider.get_logger(record.name).emit(self._translate(record))
 
     def _translate(self, record: logging.LogRecord) -> LogRecord:
-        number, text = next((number, text) for level, number, text in _SEVERITIES if record.levelno >= level)
+        found = ((number, text) for level, number, text in _SEVERITIES if record.levelno >= level)
+        number, text = next(found, _LOWEST)
+        attributes = self._attributes(record)
+        event_name = attributes.pop("event.name", None)
+        return LogRecord(
+            timestamp=int(record.created * 1e9),
+            observed_timestamp=time_ns(),
+            context=get_current(),
+            severity_text=text,
+            severity_number=number,
+            body=cut(_message(record)),
+            attributes=attributes,
+            event_name=str(event_name) if event_name else None,
+        )
+
+    def _attributes(self, record: logging.LogRecord) -> dict[str, Any]:
         hidden = _hidden_fields.get(record.name.partition(".")[0], frozenset())
         attributes = {
-            name: _plain(value)
+            name: plain(value)
             for name, value in vars(record).items()
             if name not in _STANDARD_FIELDS and name not in hidden
         }
-        event_name = attributes.pop("event.name", None)
         if self._code_attributes:
             attributes["code.file.path"] = record.pathname
             attributes["code.line.number"] = record.lineno
@@ -169,21 +167,17 @@ class Handler(logging.Handler):
         if record.exc_info and record.exc_info[0] is not None:
             kind, error, trace = record.exc_info
             attributes["exception.type"] = _qualified(kind)
-            attributes["exception.message"] = str(error)
-            attributes["exception.stacktrace"] = "".join(traceback.format_exception(kind, error, trace))
-        return LogRecord(
-            timestamp=int(record.created * 1e9),
-            observed_timestamp=time_ns(),
-            context=get_current(),
-            severity_text=text,
-            severity_number=number,
-            body=record.getMessage(),
-            attributes=attributes,
-            event_name=str(event_name) if event_name else None,
-        )
+            attributes["exception.message"] = cut(text_of(error))
+            stack = "".join(traceback.format_exception(kind, error, trace))
+            attributes["exception.stacktrace"] = cut(stack, keep="both")
+        return attributes
 
-    def flush(self) -> None:
-        """Nothing: `logging.shutdown` calls it under the logging lock, where waiting for the network would be a deadlock."""
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001  # "%d items" % "x": Python prints that mistake; we keep what was meant
+        return f"{text_of(record.msg)} {text_of(record.args)}"
 
 
 def _qualified(kind: type[BaseException]) -> str:
@@ -191,96 +185,31 @@ def _qualified(kind: type[BaseException]) -> str:
     return kind.__qualname__ if module == "builtins" else f"{module}.{kind.__qualname__}"
 
 
-def _plain(value: Any) -> Any:
-    """What an attribute can hold; anything else as its text, now, while the object is as it was when it was logged."""
-    if value is None or isinstance(value, (str, bool, int, float, bytes)):
-        return value
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    return str(value)
-
-
-class Attachment:
-    """Keeps the handler where records pass, whatever the application configures afterwards."""
-
-    def __init__(self, handler: Handler) -> None:
-        self._handler = handler
-        self._undo: list[Callable[[], None]] = []
-        self._loggers: list[logging.Logger] = []
-
-    def attach(self, logger: logging.Logger | None = None) -> None:
-        """Add the handler to a logger (the root if left out) unless it is there."""
-        logger = logger or logging.getLogger()
-        if self._handler not in logger.handlers:
-            logger.addHandler(self._handler)
-            self._loggers.append(logger)
-
-    def install(self) -> None:
-        """Attach, and stay attached through basicConfig, dictConfig and fileConfig."""
-        self._attach_all()
-        for module, name in ((logging, "basicConfig"), (logging.config, "dictConfig"), (logging.config, "fileConfig")):
-            self._wrap(module, name)
-
-    def remove(self) -> None:
-        """Take everything back."""
-        for undo in self._undo:
-            undo()
-        for logger in self._loggers:
-            logger.removeHandler(self._handler)
-        self._undo.clear()
-        self._loggers.clear()
-
-    def _attach_all(self) -> None:
-        self.attach()
-        for name in _DETACHED_LOGGERS:
-            logger = logging.getLogger(name)
-            if not logger.propagate:
-                self.attach(logger)
-
-    def _wrap(self, module: Any, name: str) -> None:
-        original = getattr(module, name)
-
-        @wraps(original)
-        def configured(*args: Any, **kwargs: Any) -> Any:
-            # Out of the way meanwhile: basicConfig does nothing when the root has a handler, dictConfig closes what it finds.
-            logging.getLogger().removeHandler(self._handler)
-            try:
-                return original(*args, **kwargs)
-            finally:
-                self._attach_all()
-                _enable_ours()
-
-        setattr(module, name, configured)
-        self._undo.append(lambda: setattr(module, name, original))
-
-
-def _enable_ours() -> None:
-    # dictConfig switches off every logger that it does not name, and with ours the warning that nothing gets through.
-    for name in list(logging.root.manager.loggerDict):
-        if name.partition(".")[0] == "otel_kit":
-            logging.getLogger(name).disabled = False
-
-
-_attachment: Attachment | None = None
 _hidden_fields: dict[str, frozenset[str]] = {}
-
-
-def install(handler: Handler) -> Callable[[], None]:
-    """Put the handler in place; the function returned takes it away."""
-    global _attachment
-    _attachment = attachment = Attachment(handler)
-    attachment.install()
-    return attachment.remove
-
-
-def attach(logger: logging.Logger) -> None:
-    """Make sure that a logger which a framework has just set up passes its records to us; nothing if we are not on."""
-    if _attachment is not None:
-        _attachment.attach(logger)
 
 
 def hide_field(logger: str, name: str) -> None:
     """Leave an extra field of a library's own log records out, by the first part of the logger's name."""
     _hidden_fields[logger] = _hidden_fields.get(logger, frozenset()) | {name}
+
+
+def install(capture: Capture) -> Callable[[], None]:
+    """Have every record of every logger pass by; the function returned takes that back."""
+    original = logging.Logger.callHandlers
+    active = True
+
+    @wraps(original)
+    def call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
+        if active:
+            capture.take(record)
+        original(self, record)
+
+    def undo() -> None:
+        nonlocal active
+        # Somebody else may have wrapped it since: then ours stays inside theirs, and takes nothing any more.
+        active = False
+        if logging.Logger.callHandlers is call_handlers:
+            logging.Logger.callHandlers = original  # type: ignore[method-assign]
+
+    logging.Logger.callHandlers = call_handlers  # type: ignore[method-assign]
+    return undo

@@ -13,12 +13,14 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator
 from otel_kit.settings import Settings
 from otel_kit.telemetry.export import GuardedSpanExporter, Outage, factories
 from otel_kit.telemetry.redaction import Redactor
+from otel_kit.telemetry.sampling import InheritingSampler
 
 
 def build(settings: Settings, resource: Resource, redactor: Redactor, outage: Outage) -> TracerProvider:
     """A provider that exports as the settings say; sampler, limits and batching follow OTEL_*, read by the SDK itself."""
     # Its own exit hook waits without a limit; ours has one.
     provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=_id_generator())
+    provider.sampler = InheritingSampler(provider.sampler)
     for factory in factories(settings, "traces", settings.traces_exporter):
         provider.add_span_processor(BatchSpanProcessor(GuardedSpanExporter(factory, redactor, outage)))
     return provider

@@ -18,6 +18,7 @@ import otel_kit
 otel_kit.configure(os.environ.get("OTEL_SERVICE_NAME", "worker"))
 import redis
 from celery import Celery
+from celery.exceptions import Ignore
 from celery.utils.log import get_task_logger
 
 app = Celery("jobs", broker=os.environ["BROKER"])
@@ -55,6 +56,18 @@ def die():
 @app.task(name="too.long", time_limit=1)
 def too_long():
     time.sleep(30)
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+@app.task(name="fail.unspeakable")
+def fail_unspeakable():
+    raise Unspeakable()
+
+@app.task(name="ignore")
+def ignore():
+    raise Ignore()
 
 @app.task(name="parent")
 def parent():
@@ -368,14 +381,78 @@ def test_an_idle_worker_makes_no_spans(worker: Worker, sink: OtlpSink) -> None:
     assert sorted(span.name for span in sink.spans if span.service == "worker") == ["SET", "process celery"]
 
 
-def test_an_eager_job_is_a_run_without_a_broker(programs: Programs, sink: OtlpSink, redis_url: str) -> None:
+def test_an_eager_job_is_a_run_inside_its_caller(programs: Programs, sink: OtlpSink, redis_url: str) -> None:
     programs.write("jobs", APP)
-    ran = programs.run("from jobs import *\napp.conf.task_always_eager = True\nsucceed.delay(1)", BROKER=redis_url)
+    ran = programs.run(
+        """
+from jobs import *
+from opentelemetry import trace
+app.conf.task_always_eager = True
+with trace.get_tracer("test").start_as_current_span("caller"):
+    succeed.delay(1)
+    fail_unspeakable.delay()
+    with trace.get_tracer("test").start_as_current_span("after"):
+        pass
+""",
+        BROKER=redis_url,
+    )
     assert ran.returncode == 0, ran.stderr
-    [run] = [span for span in sink.spans if span.attributes.get("job.name")]
+    [caller] = [span for span in sink.spans if span.name == "caller"]
+    run, failed = [span for span in sink.spans if span.attributes.get("job.name")]
     assert (run.kind, run.name, run.attributes["job.outcome"]) == ("INTERNAL", "succeed", "success")
+    assert (failed.status, failed.attributes["job.outcome"]) == ("ERROR", "failure")
     assert "messaging.system" not in run.attributes
-    assert [p.value for p in sink.points if p.name == "job.executions" and p.value] == [1]
+    # An error that cannot even be printed leaves no span open behind it.
+    [after] = [span for span in sink.spans if span.name == "after"]
+    assert {run.parent_id, failed.parent_id, after.parent_id} == {caller.span_id}
+    latest = {repr(p.attributes): p.value for p in sink.points if p.name == "job.active"}
+    assert set(latest.values()) == {0}
+
+
+def test_what_a_task_says_of_itself_is_no_error(worker: Worker, sink: OtlpSink) -> None:
+    worker.start("--concurrency", "1")
+    worker.publish("ignore.delay(); fail_unspeakable.delay()")
+    sink.wait_for(lambda _: worker.runs("ignore") and worker.runs("fail.unspeakable"))
+    worker.stop()
+    assert worker.executions() == {("ignore", "success"): 1, ("fail.unspeakable", "failure"): 1}
+    assert {p.attributes["job.name"] for p in sink.points if p.name == "job.errors"} == {"fail.unspeakable"}
+    [failed] = [record for record in sink.logs if record.event_name == "job.failed"]
+    assert "Unspeakable, whose str() raises RuntimeError" in failed.body
+
+
+def test_a_queue_has_one_name_for_producer_and_worker(worker: Worker, programs: Programs, sink: OtlpSink) -> None:
+    topic = """
+from kombu import Exchange, Queue
+app.conf.task_queues = [Queue("media", Exchange("media", type="topic"), routing_key="media.#")]
+app.conf.task_routes = {"*": {"queue": "media", "routing_key": "media.video"}}
+"""
+    programs.write("jobs", APP + topic)
+    worker.start("--concurrency", "1")
+    worker.publish("succeed.delay(1)")
+    sink.wait_for(lambda _: worker.runs("succeed"))
+    worker.stop()
+    names = {span.name for span in sink.spans if "messaging.system" in span.attributes}
+    assert names == {"send media", "process media"}
+    queues = {
+        p.attributes["messaging.destination.name"] for p in sink.points if p.name.startswith(("job.exec", "messag"))
+    }
+    assert queues == {"media"}
+
+
+def test_a_linked_run_is_sampled_as_its_producer_was(worker: Worker, sink: OtlpSink) -> None:
+    half = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.5"}
+    worker.start("--concurrency", "1", **half)
+    worker.publish("for n in range(30): succeed.apply_async((n,), countdown=0.01)")  # the producer samples all
+    sink.wait_for(lambda _: len(worker.runs("succeed")) == 30, 30)
+    sink.clear()
+    ran = worker.programs.run(
+        "from jobs import *\nfor n in range(10): succeed.apply_async((n,), countdown=0.01)",
+        BROKER=worker.broker, OTEL_SERVICE_NAME="producer", OTEL_TRACES_SAMPLER="always_off",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    sink.wait_for(lambda s: sum(record.event_name == "job.completed" for record in s.logs) == 10, 30)
+    worker.stop()
+    assert worker.runs("succeed") == []
 
 
 def test_what_is_emitted_is_what_the_catalogue_says(worker: Worker, sink: OtlpSink) -> None:

@@ -86,7 +86,7 @@ print("done")
     assert ran.stdout == "done\n"
     warnings = [line for line in ran.stderr.splitlines() if line != "went wrong"]
     assert len(warnings) == 1, ran.stderr
-    assert "telemetry does not reach http://127.0.0.1:" in warnings[0]
+    assert "do not reach http://127.0.0.1:" in warnings[0]
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
@@ -327,7 +327,7 @@ while True:
         OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
         OTEL_EXPORTER_OTLP_TIMEOUT="1",
     )
-    eventually(lambda: "does not reach" in programs.output(process))
+    eventually(lambda: "do not reach" in programs.output(process))
     receiver = OtlpSink(port)
     receiver.start()
     try:
@@ -337,6 +337,72 @@ while True:
     finally:
         receiver.stop()
     output = programs.output(process)
-    assert output.count("does not reach") == 1
+    assert output.count("do not reach") == 1
     assert output.count("again after") == 1
     assert len(output.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "5000"),
+        ("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", "5000"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "-1"),
+        ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "x"),
+        ("OTEL_METRICS_EXEMPLAR_FILTER", "bogus"),
+        ("OTEL_PROPAGATORS", "bogus"),
+        ("OTEL_TRACES_SAMPLER", "bogus"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "bogus"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "x"),
+    ],
+)
+def test_a_variable_that_the_sdk_refuses_stops_neither_the_service_nor_the_other_signals(
+    programs: Programs, sink: OtlpSink, variable: str, value: str
+) -> None:
+    ran = programs.run(WORK + "print('works')", **{variable: value})
+    assert (ran.returncode, ran.stdout) == (0, "works\n"), ran.stderr
+    arrived = [bool(sink.spans), bool(sink.logs), any(point.name == "orders" for point in sink.points)]
+    assert sum(arrived) >= (1 if "ATTRIBUTE" in variable else 2), ran.stderr
+
+
+def test_a_receiver_that_refuses_one_signal_for_ever_costs_one_warning(programs: Programs, sink: OtlpSink) -> None:
+    ran = programs.run(
+        WORK
+        + """
+import time
+deadline = time.monotonic() + 3
+while time.monotonic() < deadline:
+    with trace.get_tracer("shop").start_as_current_span("work"):
+        logging.getLogger("shop").info("x")
+    time.sleep(0.02)
+""",
+        OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=f"{sink.endpoint}/not/here",
+    )
+    assert ran.returncode == 0
+    assert len(sink.spans) > 50
+    assert "otel-kit: logs do not reach" in ran.stderr
+    assert ran.stderr.count("otel-kit:") == 1, ran.stderr
+
+
+def test_our_warnings_show_no_credentials_and_survive_a_configuration_that_disables_all_loggers(
+    programs: Programs,
+) -> None:
+    ran = programs.run(
+        """
+import logging.config, time, otel_kit
+from opentelemetry import trace
+otel_kit.configure("shop")
+logging.config.dictConfig({"version": 1})
+trace.get_tracer("shop").start_span("x").end()
+time.sleep(2.5)
+""",
+        OTEL_EXPORTER_OTLP_ENDPOINT=f"http://bob:hunter2@127.0.0.1:{free_port()}",
+        OTEL_EXPORTER_OTLP_TIMEOUT="1",
+        OTEL_KIT_SHUTDOWN_TIMEOUT="0.5",
+    )
+    assert "do not reach http://127.0.0.1:" in ran.stderr
+    assert "hunter2" not in ran.stderr
+    ran = programs.run("import otel_kit; otel_kit.configure('x', headers={'authorization': 'Bearer hunter2', 'y': ''})")
+    assert "option headers={'authorization': '...', 'y': '...'} is not accepted" in ran.stderr
+    assert "hunter2" not in ran.stderr

@@ -39,11 +39,67 @@ def test_a_configuration_before_or_after_ours_is_kept_and_so_are_we(
     assert [(record.body, record.severity) for record in sink.logs] == [("hello", "INFO")]
 
 
-def test_our_own_warnings_survive_a_configuration_that_disables_all_others(programs: Programs) -> None:
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        "from logging import basicConfig\n{start}basicConfig(level='INFO', stream=sys.stdout, format='app: %(message)s')",
+        "from logging.config import dictConfig\n{start}{dict}",
+        "{start}logging.root.handlers.clear(); logging.root.setLevel('INFO')\n"
+        "handler = logging.StreamHandler(sys.stdout); handler.setFormatter(logging.Formatter('app: %(message)s'))\n"
+        "logging.root.handlers = [handler]",
+        "{start}log.propagate = False; log.setLevel('INFO')\n"
+        "handler = logging.StreamHandler(sys.stdout); handler.setFormatter(logging.Formatter('app: %(message)s'))\n"
+        "log.addHandler(handler)",
+    ],
+    ids=["basicConfig imported before", "dictConfig imported before", "handlers replaced", "a logger on its own"],
+)
+def test_however_an_application_sets_its_logging_up_both_see_every_record(
+    programs: Programs, sink: OtlpSink, replaced: str
+) -> None:
+    script = replaced.format(start=START, dict=DICT.replace("logging.config.dictConfig", "dictConfig"))
+    ran = programs.run(script + "\nlog.info('hello')")
+    assert (ran.stdout, ran.stderr) == ("app: hello\n", "")
+    assert [record.body for record in sink.logs] == ["hello"]
+
+
+AWKWARD = {
+    "an extra whose str() raises": "log.error('odd', extra={'x': Bad()})",
+    "arguments that do not fit": "log.error('%d items', 'x')",
+    "a cyclic extra": "cyclic = {}; cyclic['self'] = cyclic; log.error('odd', extra={'x': cyclic})",
+    "a message that is no text": "log.error(Bad())",
+    "an exception whose str() raises": "\ntry:\n    raise BadError\nexcept BadError:\n    log.exception('odd')",
+    "a field of five megabytes": "log.error('odd', extra={'x': 'y' * 5_000_000})",
+    "a body of five megabytes": "log.error('y' * 5_000_000)",
+    "surrogates": "log.error('odd \\udc80')",
+}
+
+
+@pytest.mark.parametrize("statement", AWKWARD.values(), ids=AWKWARD)
+def test_an_awkward_record_arrives_and_is_of_bearable_size(programs: Programs, sink: OtlpSink, statement: str) -> None:
     ran = programs.run(
-        START + "logging.config.dictConfig({'version': 1}); logging.getLogger('otel_kit.x').warning('ours')"
+        START
+        + """
+class Bad:
+    def __str__(self):
+        raise RuntimeError("no text")
+class BadError(Exception):
+    __str__ = Bad.__str__
+logging.raiseExceptions = False
+"""
+        + statement
     )
-    assert ran.stderr == "ours\n"
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    [record] = sink.logs
+    assert record.severity == "ERROR"
+    assert len(repr(record)) < 80_000
+
+
+def test_exporting_does_not_feed_itself_with_debug_records(programs: Programs, sink: OtlpSink) -> None:
+    ran = programs.run(
+        START + "logging.basicConfig(level='DEBUG', stream=sys.stdout)\nlog.info('one')\nimport time; time.sleep(2)"
+    )
+    assert ran.returncode == 0
+    assert [record.body for record in sink.logs if record.scope != "asyncio"] == ["one"]
 
 
 def test_a_record_carries_logger_extra_exception_and_trace(programs: Programs, sink: OtlpSink) -> None:
@@ -84,7 +140,17 @@ def test_records_are_counted_by_severity_and_category(programs: Programs, sink: 
         for p in sink.points
         if p.name == "otel_kit.log.records"
     }
-    assert counted == {("WARN", "app"): 2, ("ERROR", "errors"): 1}
+    assert {key: number for key, number in counted.items() if number} == {("WARN", "app"): 2, ("ERROR", "errors"): 1}
+    # There from the start, so that the first error is an increase.
+    assert counted["FATAL", "errors"] == 0
+
+
+def test_categories_of_ones_own_stay_on_the_record_and_off_the_metric(programs: Programs, sink: OtlpSink) -> None:
+    ran = programs.run(START + "for n in range(50): log.error('x', extra={'log.category': f'mine-{n}'})")
+    assert ran.returncode == 0
+    assert {record.attributes["log.category"] for record in sink.logs} == {f"mine-{n}" for n in range(50)}
+    [counted] = {p.value for p in sink.points if p.attributes.get("severity") == "ERROR" and p.value}
+    assert counted == 50
 
 
 def test_what_the_sdk_logs_about_a_record_does_not_come_back_in(programs: Programs, sink: OtlpSink) -> None:
@@ -104,13 +170,13 @@ def test_after_shutdown_logging_is_as_it_was(programs: Programs, sink: OtlpSink)
     ran = programs.run(
         """
 import logging, logging.config
-before = (logging.basicConfig, logging.config.dictConfig, list(logging.root.handlers))
+before = (logging.Logger.callHandlers, list(logging.root.handlers))
 import otel_kit
 otel_kit.configure("shop")
-assert logging.root.handlers
+assert logging.Logger.callHandlers is not before[0]
 assert otel_kit.shutdown() is True
 assert otel_kit.shutdown() is True
-assert (logging.basicConfig, logging.config.dictConfig, logging.root.handlers) == before
+assert (logging.Logger.callHandlers, logging.root.handlers) == before
 logging.getLogger().warning("late")
 """
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from otel_kit.testing import OtlpSink
+from otel_kit.testing import MetricPoint, OtlpSink
 from tests.integration.conftest import BIN, Programs, eventually, free_port
 
 APP = """
@@ -27,6 +27,12 @@ def item(item: int):
 @app.get("/boom")
 def boom():
     raise RuntimeError("boom")
+"""
+ECHO = """
+from fastapi import Request
+@app.get("/headers")
+def headers(request: Request):
+    return dict(request.headers)
 """
 OUR_LINE = "import otel_kit; otel_kit.configure('shop')"
 
@@ -170,3 +176,41 @@ with trace.get_tracer("t").start_as_current_span("call"):
     assert {span.parent_id for span in servers} == {span.span_id for span in clients}
     assert (len(clients), len(servers)) == (3, 3)
     assert "hunter2" not in repr(sink.spans)
+
+
+def test_a_mounted_application_is_measured_once(programs: Programs, sink: OtlpSink) -> None:
+    mounted = "sub = FastAPI()\nsub.get('/deep')(lambda: 1)\napp.mount('/sub', sub)"
+    programs.write("app", APP.format(before=OUR_LINE, after=mounted))
+    url = _serve(programs, sys.executable, "-m", "uvicorn", "app:app")
+    assert httpx.get(f"{url}/sub/deep").status_code == 200
+    programs.stop(programs.running[0])
+    assert len([span for span in sink.spans if span.attributes.get("url.path") == "/sub/deep"]) == 1
+    assert sum(p.count for p in _last(sink, "http.server.request.duration")) == 2
+    assert {span.kind for span in sink.spans} == {"SERVER"}
+
+
+def _last(sink: OtlpSink, name: str) -> list[MetricPoint]:
+    latest = {repr(p.attributes): p for p in sorted(sink.points, key=lambda p: p.time) if p.name == name}
+    return list(latest.values())
+
+
+def test_identities_do_not_come_in_from_outside_and_baggage_does_not_go_out(programs: Programs, sink: OtlpSink) -> None:
+    programs.write("app", APP.format(before=OUR_LINE, after=ECHO))
+    url = _serve(programs, sys.executable, "-m", "uvicorn", "app:app")
+    for request_id in ("r-1", "x" * 129, "a%20b"):
+        httpx.get(f"{url}/items/7", headers={"baggage": f"user.id=admin,request.id={request_id},tenant=t1"})
+    ran = programs.run(
+        f"""
+import httpx, otel_kit
+from opentelemetry import baggage, context
+otel_kit.configure("caller")
+context.attach(baggage.set_baggage("user.id", "u1"))
+print(httpx.get("{url}/headers").json())
+"""
+    )
+    assert "baggage" not in ran.stdout
+    assert "traceparent" in ran.stdout
+    programs.stop(programs.running[0])
+    asked = [record.attributes for record in sink.logs if record.body == "asked for 7"]
+    assert [attributes.get("request.id") for attributes in asked] == ["r-1", None, None]
+    assert all("user.id" not in attributes for attributes in asked)

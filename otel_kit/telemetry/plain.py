@@ -1,0 +1,39 @@
+"""Any object as telemetry can hold it, now, while it is as it was; whatever it is, nothing is raised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any, Final
+
+from otel_kit.telemetry.limits import cut
+
+_DEPTH: Final = 6
+_ITEMS: Final = 128
+
+
+def text_of(value: object) -> str:
+    """``str(value)``, or words that say whose ``str()`` fails."""
+    try:
+        return str(value)
+    except Exception as error:  # noqa: BLE001
+        return f"<{type(value).__qualname__}, whose str() raises {type(error).__qualname__}>"
+
+
+def plain(value: Any, depth: int = _DEPTH) -> Any:
+    """What an attribute can hold; anything else as its text. Deep, long and cyclic values are cut, and say so."""
+    if isinstance(value, str):
+        return cut(value)
+    if value is None or isinstance(value, (bool, int, float, bytes)):
+        return value
+    if isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        if depth == 0:
+            return "[cut: nested too deep]"
+        try:
+            if isinstance(value, Mapping):
+                return {text_of(k): plain(v, depth - 1) for k, v in islice(value.items(), _ITEMS)}
+            items = [plain(item, depth - 1) for item in islice(value, _ITEMS)]
+        except Exception:  # noqa: BLE001  # changed by another thread while it was read
+            return text_of(type(value))
+        return items if len(value) <= _ITEMS else [*items, f"[cut {len(value) - _ITEMS} items]"]
+    return cut(text_of(value))
