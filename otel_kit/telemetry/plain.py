@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import islice
-from typing import Any, Final
+from typing import Any
 
-from otel_kit.telemetry.limits import cut
-
-_DEPTH: Final = 6
-_ITEMS: Final = 128
+from otel_kit.telemetry.limits import MAX_DEPTH, MAX_ITEMS, cut
 
 
 def text_of(value: object) -> str:
@@ -20,7 +17,7 @@ def text_of(value: object) -> str:
         return f"<{type(value).__qualname__}, whose str() raises {type(error).__qualname__}>"
 
 
-def plain(value: Any, depth: int = _DEPTH) -> Any:
+def plain(value: Any, depth: int = MAX_DEPTH) -> Any:
     """What an attribute can hold; anything else as its text. Deep, long and cyclic values are cut, and say so."""
     if isinstance(value, str):
         return cut(value)
@@ -31,9 +28,9 @@ def plain(value: Any, depth: int = _DEPTH) -> Any:
             return "[cut: nested too deep]"
         try:
             if isinstance(value, Mapping):
-                return {text_of(k): plain(v, depth - 1) for k, v in islice(value.items(), _ITEMS)}
-            items = [plain(item, depth - 1) for item in islice(value, _ITEMS)]
+                return {text_of(k): plain(v, depth - 1) for k, v in islice(value.items(), MAX_ITEMS)}
+            items = [plain(item, depth - 1) for item in islice(value, MAX_ITEMS)]
         except Exception:  # noqa: BLE001  # changed by another thread while it was read
             return text_of(type(value))
-        return items if len(value) <= _ITEMS else [*items, f"[cut {len(value) - _ITEMS} items]"]
+        return items if len(value) <= MAX_ITEMS else [*items, f"[cut {len(value) - MAX_ITEMS} items]"]
     return cut(text_of(value))

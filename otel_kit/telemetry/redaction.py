@@ -1,19 +1,20 @@
 """Secrets are taken out before anything leaves the process.
 
-Two rules. A value whose *key* names a secret (``password``, ``authorization``, ``api_key`` ...) is replaced whole. Inside every
-other text the commonest *shapes* of a secret are replaced: credentials in URLs, ``key=value`` and quoted ``"key": "value"``
-pairs, bearer and basic credentials, JSON web tokens, keys of the large vendors, private key blocks, and card numbers that
-pass Luhn's check. It runs on the exporting thread, never on the application's.
+Two rules. A value whose *key* names a secret (``password``, ``authorization``, ``api_key`` ...) is replaced whole; a key is
+judged by how it ends, so that ``token_count`` and ``auth.method`` stay. Inside every other text the same judgement goes for
+``name=value``, ``name: value`` and ``"name": "value"``, and the commonest *shapes* of a secret are replaced: credentials in
+URLs, bearer and basic credentials, JSON web tokens, keys of the large vendors, private keys, and card numbers that pass
+Luhn's check. It runs on the exporting thread, but `re` holds the interpreter's lock while it searches: every pattern takes
+time in proportion to its text (no run of characters is entered twice), and texts are cut before they are searched.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
-from functools import lru_cache
-from itertools import pairwise
-from typing import Any, Final
+from itertools import islice
+from operator import is_
+from typing import Any
 
 from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.sdk._logs import ReadableLogRecord
@@ -21,126 +22,89 @@ from opentelemetry.sdk.metrics.export import MetricsData
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import Link, Status
 
-REDACTED: Final = "[redacted]"
+from otel_kit.telemetry.limits import MAX_DEPTH, MAX_ITEMS, Allowance, cut
+from otel_kit.telemetry.secrets import REDACTED, SecretFinder
 
-#: A key is split into words at punctuation and camelCase; the *end* of a word decides, so that ``access_token`` and
-#: ``userpassword`` match while ``gen_ai.usage.input_tokens`` and ``secretary`` do not.
-_SECRET_ENDINGS: Final = (
-    "password", "passwd", "passphrase", "secret", "token", "authorization", "cookie", "cookies", "credential",
-    "credentials", "apikey", "privatekey", "accesskey", "signature", "ssn", "cvv", "cvc",
-)  # fmt: skip
-_SECRET_WORDS: Final = frozenset({"pwd", "secrets", "auth", "pan"})
-_SECRET_PAIRS: Final = frozenset(
-    {("api", "key"), ("private", "key"), ("access", "key"), ("secret", "key"), ("card", "number"), ("credit", "card")}
-)
-_WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-
-_NAMES: Final = (
-    r"[\w.-]{0,64}?(?:password|passwd|pwd|passphrase|secret|token|api[_-]?key|access[_-]?key|signature|\bsig)"
-)
-_DEPTH: Final = 8
-
-# What to look for, how to replace it, and a piece of text without which it cannot match: most texts hold none of them,
-# and `in` is far cheaper than a search.
-_SHAPES: Final[tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...]] = (
-    (("://",), re.compile(r"(\w{1,20}://)[^\s/@?#]{1,256}@"), rf"\1{REDACTED}@"),
-    (("=",), re.compile(rf"(?i)(?<!\w)({_NAMES})=(?!\s)[^\s&;,\"')\]}}]+"), rf"\1={REDACTED}"),
-    (
-        ('"', "'"),
-        re.compile(rf"(?i)([\"'])({_NAMES}|(?:set-)?cookie|authorization)\1(\s{{0,4}}:\s{{0,4}})([\"'])[^\"']*\4"),
-        rf"\1\2\1\3\4{REDACTED}\4",
-    ),
-    (
-        ("earer", "EARER", "asic", "ASIC"),
-        # "basic research" is none: a credential has a digit, padding, or a capital inside.
-        re.compile(r"\b([Bb]earer|BEARER|[Bb]asic|BASIC)\s+(?=[\w.~+/-]{0,64}(?:\d|=|[a-z][A-Z]))[\w.~+/=-]{8,}"),
-        rf"\1 {REDACTED}",
-    ),
-    (("eyJ",), re.compile(r"\beyJ[\w-]{5,}\.[\w-]{5,}\.[\w-]*"), REDACTED),
-    (("AKIA", "ASIA"), re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"), REDACTED),
-    (("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), re.compile(r"\bgh[pousr]_\w{20,}"), REDACTED),
-    (("xox",), re.compile(r"\bxox[abprs]-[\w-]{10,}"), REDACTED),
-    (("sk_live_", "rk_live_"), re.compile(r"\b[sr]k_live_\w{10,}"), REDACTED),
-    (
-        ("PRIVATE KEY",),
-        re.compile(
-            r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,20}PRIVATE KEY-----|\Z)", re.DOTALL
-        ),
-        REDACTED,
-    ),
-)
-# Card numbers begin with 3 to 6; times in nanoseconds and most row ids do not.
-_CARD: Final = re.compile(r"(?<![\w.-])[3-6]\d{3}(?:[ -]?\d){9,15}(?![\w-]|\.\d)")
+__all__ = ["REDACTED", "Redactor"]
 
 
-def _luhn(digits: str) -> bool:
-    total = 0
-    for place, character in enumerate(reversed(digits)):
-        number = int(character) * (1 + place % 2)
-        total += number - 9 if number > 9 else number
-    return total % 10 == 0
+def _tells_nothing(value: Any) -> bool:
+    return value is None or isinstance(value, bool) or (isinstance(value, str) and not value)
 
 
-def _card(match: re.Match[str]) -> str:
-    digits = re.sub(r"[ -]", "", match[0])
-    return REDACTED if _luhn(digits) else match[0]
+def _encodable(text: str) -> str:
+    """Lone surrogates replaced: one of them makes protobuf refuse the whole request."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
 
 
 class Redactor:
-    """Replaces secrets by ``[redacted]``.
+    """Replaces secrets by ``[redacted]``, and cuts what is too long for telemetry (see `otel_kit.telemetry.limits`).
 
     Args:
         keys: More words; a key that contains one of them, in any case, counts as naming a secret.
     """
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
-        self._more = tuple(key.lower() for key in keys)
-        # Keys are few and repeat; values are many and do not.
-        self._names_secret = lru_cache(maxsize=4096)(self._judge)
-
-    def _judge(self, key: str) -> bool:
-        lowered = key.lower()
-        if any(word in lowered for word in self._more):
-            return True
-        words = [word.lower() for word in _WORD.findall(key)]
-        return any(word.endswith(_SECRET_ENDINGS) or word in _SECRET_WORDS for word in words) or any(
-            pair in _SECRET_PAIRS for pair in pairwise(words)
-        )
+        self._finder = SecretFinder(keys)
 
     def text(self, text: str) -> str:
-        """The text with every secret-shaped part replaced."""
-        for clues, shape, replacement in _SHAPES:
-            if any(clue in text for clue in clues):
-                text = shape.sub(replacement, text)
-        if len(text) >= 13 and _CARD.search(text):
-            text = _CARD.sub(_card, text)
-        return text
+        """The text with every secret-shaped part replaced, cut in the middle when it is too long."""
+        clean = self._finder.hide(cut(_encodable(text), keep="both"))
+        return text if clean == text else clean
 
     def value(self, key: str, value: Any) -> Any:
-        """The value as it may leave; the very same object when there is nothing to hide."""
-        if isinstance(value, bool) or value is None or value == "":
+        """The value as it may leave; the very same object when there is nothing to hide or to cut."""
+        if _tells_nothing(value):
             return value
-        if self._names_secret(key):
+        if self._finder.names_secret(key):
             return REDACTED
-        return self._inside(value, _DEPTH)
+        return self.text(value) if isinstance(value, str) else self._inside(value, MAX_DEPTH, Allowance())
 
-    def _inside(self, value: Any, depth: int) -> Any:
+    def _inside(self, value: Any, depth: int, allowance: Allowance) -> Any:
+        if not allowance.take(value):
+            return "... [cut]"
         if isinstance(value, str):
             return self.text(value)
-        if isinstance(value, (int, float, bytes)) or value is None:
+        if isinstance(value, (int, float)) or value is None:
             return value
         if depth == 0:
             return REDACTED  # deeper than anybody reads, and not looked at
-        if isinstance(value, Mapping):
-            return {
-                k: REDACTED
-                if isinstance(k, str) and v is not None and self._names_secret(k)
-                else self._inside(v, depth - 1)
-                for k, v in value.items()
-            }
-        if isinstance(value, Sequence):
-            return tuple(self._inside(item, depth - 1) for item in value)
-        return value
+        try:
+            if isinstance(value, (bytes, bytearray)):
+                text = value.decode("latin-1")  # one character for each byte, and back
+                clean = self.text(text)
+                return value if clean is text else clean.encode("latin-1")
+            if isinstance(value, Mapping):
+                return self._mapping(value, depth, allowance)
+            if isinstance(value, (Sequence, Set)):
+                items = tuple(islice(value, MAX_ITEMS))
+                clean_items = tuple(self._inside(item, depth - 1, allowance) for item in items)
+                if len(value) > MAX_ITEMS:
+                    return (*clean_items, f"... [cut {len(value) - MAX_ITEMS} items] ...")
+                return value if all(map(is_, items, clean_items)) else clean_items
+            return self.text(str(value))
+        except Exception:  # noqa: BLE001 - the application's own classes run here, and may raise what they like
+            return f"[unreadable {type(value).__name__}]"
+
+    def _mapping(self, value: Mapping[Any, Any], depth: int, allowance: Allowance) -> Any:
+        clean: dict[Any, Any] = {}
+        same = True
+        for key, item in islice(value.items(), MAX_ITEMS):
+            clean_key = self._inside(key, 1, allowance)
+            hidden = isinstance(key, str) and not _tells_nothing(item) and self._finder.names_secret(key)
+            clean_item = REDACTED if hidden else self._inside(item, depth - 1, allowance)
+            clean[clean_key] = clean_item
+            same = same and clean_key is key and clean_item is item
+        if len(value) > MAX_ITEMS:
+            clean["..."] = f"[cut {len(value) - MAX_ITEMS} items]"
+            return clean
+        return value if same else clean
 
     def attributes(self, attributes: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         """The attributes as they may leave; the very same object when there is nothing to hide."""
@@ -149,7 +113,7 @@ class Redactor:
         changed = {}
         for key, value in attributes.items():
             clean = self.value(key, value)
-            if clean is not value and clean != value:
+            if clean is not value:
                 changed[key] = clean
         if not changed:
             return attributes
@@ -159,13 +123,14 @@ class Redactor:
 
     def span(self, span: ReadableSpan) -> ReadableSpan:
         """The span as it may leave; the very same object when there is nothing to hide."""
-        attributes = self.attributes(span.attributes)
+        given = span.attributes  # read once: the SDK wraps them anew at every reading
+        attributes = self.attributes(given)
         events = [self._event(event) for event in span.events]
         links = [self._link(link) for link in span.links]
         name, description = self.text(span.name), span.status.description
         clean_description = self.text(description) if description else description
         untouched = (
-            attributes is span.attributes
+            attributes is given
             and all(new is old for new, old in zip(events, span.events, strict=True))
             and all(new is old for new, old in zip(links, span.links, strict=True))
             and name == span.name
@@ -183,8 +148,9 @@ class Redactor:
         )
 
     def _event(self, event: Event) -> Event:
-        attributes = self.attributes(event.attributes)
-        return event if attributes is event.attributes else Event(event.name, attributes, event.timestamp)
+        attributes, name = self.attributes(event.attributes), self.text(event.name)
+        untouched = attributes is event.attributes and name is event.name
+        return event if untouched else Event(name, attributes, event.timestamp)
 
     def _link(self, link: Link) -> Link:
         attributes = self.attributes(link.attributes)
@@ -193,7 +159,7 @@ class Redactor:
     def record(self, record: ReadableLogRecord) -> ReadableLogRecord:
         """The log record, redacted in place: by now it belongs to the exporter alone."""
         log = record.log_record
-        log.body = self._inside(log.body, _DEPTH)
+        log.body = self.value("", log.body)
         log.attributes = self.attributes(log.attributes)
         return record
 
