@@ -92,6 +92,7 @@ def _start(settings: Settings) -> None:
         _start_logs(settings, described, redactor, outage)
     with guard("starting jobs"):
         _start_jobs(settings)
+    lifecycle.on_child("configuration", _renew_lock)
     lifecycle.timeout = settings.shutdown_timeout
     lifecycle.on_exit(lambda: _ignore(shutdown(settings.shutdown_timeout)))
     lifecycle.watch_sigterm()
@@ -141,11 +142,16 @@ def _finish(provider: TracerProvider | MeterProvider | LoggerProvider, timeout: 
 
 
 def _finish_metrics(provider: MeterProvider, interval: float, timeout: float) -> None:
-    # A pool that recycles its children would leave one set of series for each of them.
-    forked_at = lifecycle.forked_at
-    if lifecycle.closing and forked_at is not None and time.monotonic() - forked_at < interval:
+    # A pool that recycles its processes would leave one set of series for each of them; its main process counts for them.
+    born = lifecycle.forked_at
+    if lifecycle.closing and lifecycle.pooled and born is not None and time.monotonic() - born < interval:
         return
     _finish(provider, timeout)
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()  # a thread of the parent may have held it
 
 
 def _ignore(_result: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from collections import Counter
@@ -10,8 +11,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 _logger = logging.getLogger(__name__)
-_lock = threading.Lock()
+# Reentrant: a signal handler may meet a fault while its own thread is counting one.
+_lock = threading.RLock()
 _faults: Counter[str] = Counter()
+
+
+def _after_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()  # a thread of the parent's may have held it
+
+
+os.register_at_fork(after_in_child=_after_in_child)
+
+
+def _under_pytest() -> bool:
+    """Whether pytest runs in this process, and is not merely imported, as some libraries do in production.
+
+    pytest sets PYTEST_VERSION while it runs (since 8.2). Programs that a test starts inherit the variable but import no
+    pytest: they behave as in production.
+    """
+    return "PYTEST_VERSION" in os.environ and "pytest" in sys.modules
 
 
 @contextmanager
@@ -19,8 +38,8 @@ def guard(cause: str) -> Iterator[None]:
     """Run a block whose failure must never reach the application.
 
     An exception is swallowed, counted under ``cause`` and logged with its traceback the first time that cause is seen.
-    Inside a pytest process it is raised again, so that a test cannot pass over a fault of ours. Works as a context
-    manager and as a decorator.
+    Where pytest runs in this very process it is raised again, so that a test cannot pass over a fault of ours; a program
+    that a test starts behaves as in production. Works as a context manager and as a decorator.
 
     Args:
         cause: What was being done, in words that name the place (``"celery: task_prerun"``).
@@ -35,8 +54,7 @@ def guard(cause: str) -> Iterator[None]:
             _logger.exception(
                 "otel-kit: %s failed; the application is not affected, later ones are only counted", cause
             )
-        # A worker that a test starts is a process of its own and behaves as in production.
-        if "pytest" in sys.modules:
+        if _under_pytest():
             raise
 
 

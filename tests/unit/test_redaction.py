@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import TracerProvider
 
-from otel_kit.telemetry import redaction
+from otel_kit.telemetry import secrets
 from otel_kit.telemetry.limits import MAX_ITEMS, MAX_TEXT
 from otel_kit.telemetry.redaction import REDACTED, Redactor
 
@@ -202,11 +202,11 @@ def test_a_hostile_key_is_judged_quickly_and_not_kept() -> None:
     assert mine.value("-" * 1_000_000 + "password", "x") == REDACTED
     assert mine.value("Aa" * 500_000, "x") == "x"
     assert time.process_time() - began < 1
-    assert mine._judged.cache_info().currsize == 0
+    assert mine._finder._judged.cache_info().currsize == 0
 
 
 def test_every_secret_name_is_looked_for_in_texts() -> None:
-    for ending in redaction._SECRET:
+    for ending in secrets._SECRET:
         name = ending.strip("_")
         assert redactor.value(name, "x") == REDACTED, name
         assert redactor.text(f"{name}=hunter2") == f"{name}=[redacted]", name
