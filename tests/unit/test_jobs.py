@@ -11,7 +11,7 @@ from opentelemetry import baggage, context, trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from otel_kit import catalogue
-from otel_kit.integrations.celery import _job
+from otel_kit.integrations.celery.messages import job_of
 from otel_kit.jobs import propagation
 from otel_kit.jobs.model import Job, Trigger
 
@@ -76,9 +76,9 @@ def test_baggage_travels_and_survives_a_link() -> None:
 def test_a_delayed_job_is_ready_at_its_eta_and_a_plain_one_when_enqueued() -> None:
     now = time.time()
     headers = {catalogue.ENQUEUED_AT_HEADER: repr(now)}
-    plain = _job("j", "1", "q", "redis", headers, 0, None)
+    plain = job_of("j", "1", "q", "redis", headers, 0, None)
     assert plain.ready_at == now
-    delayed = _job("j", "1", "q", "redis", headers, 0, "2100-01-01T00:00:00+00:00")
+    delayed = job_of("j", "1", "q", "redis", headers, 0, "2100-01-01T00:00:00+00:00")
     assert delayed.delayed
     assert delayed.ready_at == 4102444800.0
 
@@ -91,7 +91,7 @@ def test_a_delayed_job_is_ready_at_its_eta_and_a_plain_one_when_enqueued() -> No
     st.one_of(st.none(), st.text(), st.integers()),
 )
 def test_hostile_headers_are_taken(headers: dict[str, object], eta: object) -> None:
-    job = _job("j", "1", "q", "redis", headers, 0, eta)
+    job = job_of("j", "1", "q", "redis", headers, 0, eta)
     propagation.start_context(job, "auto")
     waited = job.waited(time.time())
     assert waited is None or 0 <= waited < 31 * 86_400
@@ -99,4 +99,4 @@ def test_hostile_headers_are_taken(headers: dict[str, object], eta: object) -> N
 
 @pytest.mark.parametrize("header", ["-inf", "inf", "nan", "0", "1e400", "yesterday"])
 def test_a_time_that_cannot_be_does_not_spoil_the_histogram(header: str) -> None:
-    assert _job("j", "1", "q", "redis", {catalogue.ENQUEUED_AT_HEADER: header}, 0, None).ready_at is None
+    assert job_of("j", "1", "q", "redis", {catalogue.ENQUEUED_AT_HEADER: header}, 0, None).ready_at is None
