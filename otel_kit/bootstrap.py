@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry import metrics, trace
 from opentelemetry._logs import set_logger_provider
@@ -20,9 +20,11 @@ from otel_kit.guard import guard
 from otel_kit.integrations import registry
 from otel_kit.jobs.recorder import get_recorder
 from otel_kit.lifecycle import lifecycle
-from otel_kit.settings import Settings, read, without_credentials
-from otel_kit.telemetry import export, logs, propagators, resource, traces
+from otel_kit.settings import Settings, read
+from otel_kit.telemetry import instruments, logs, propagators, resource, traces
 from otel_kit.telemetry import metrics as metric_pipeline
+from otel_kit.telemetry.otlp import Otlp
+from otel_kit.telemetry.payload import Signal
 from otel_kit.telemetry.redaction import Redactor
 
 _logger = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ _logger = logging.getLogger(__name__)
 # Reentrant: SIGTERM may arrive in the middle of configure().
 _lock = threading.RLock()
 _running: Settings | None = None
+#: Share of the budget that the last collection of metrics waits for spans and log records to be gone.
+_METRICS_WAIT: Final = 0.6
 _ended = False
 
 
@@ -75,50 +79,53 @@ def _prefer_stable_conventions() -> None:
 def _start(settings: Settings) -> None:
     # A step that fails, over a variable that the SDK does not take for instance, is named and leaves the others on.
     redactor = Redactor(settings.redact_keys)
-    destination = export.endpoint_of(settings, "traces", settings.protocol).removesuffix("/v1/traces")
-    outage = export.Outage(without_credentials(destination))
-    lifecycle.on_close(export.hush_upstream(outage))
-    lifecycle.on_child("outage", outage.reset_after_fork)
     described = Resource.get_empty()
     with guard("describing this process"):
         described = resource.build(settings, redactor)
+    otlp = Otlp(settings, described, redactor)
+    lifecycle.on_child("delivery", otlp.reset_after_fork)
+    lifecycle.on_close(otlp.abandon)
     with guard("starting propagation"):
         propagators.install()
     with guard("starting traces"):
-        _start_traces(settings, described, redactor, outage)
+        _start_traces(settings, described, redactor, otlp)
     with guard("starting metrics"):
-        _start_metrics(settings, described, redactor, outage)
+        _start_metrics(settings, described, redactor, otlp)
     with guard("starting logs"):
-        _start_logs(settings, described, redactor, outage)
+        _start_logs(settings, described, redactor, otlp)
     with guard("starting jobs"):
         _start_jobs(settings)
+    with guard("starting delivery"):
+        otlp.observe()
+        otlp.start()
     lifecycle.on_child("configuration", _renew_lock)
+    lifecycle.follow_forks()
     lifecycle.timeout = settings.shutdown_timeout
     lifecycle.on_exit(lambda: _ignore(shutdown(settings.shutdown_timeout)))
     lifecycle.watch_sigterm()
 
 
-def _start_traces(settings: Settings, described: Resource, redactor: Redactor, outage: export.Outage) -> None:
-    provider = traces.build(settings, described, redactor, outage)
+def _start_traces(settings: Settings, described: Resource, redactor: Redactor, otlp: Otlp) -> None:
+    provider = traces.build(settings, described, redactor, otlp)
     trace.set_tracer_provider(provider)
-    lifecycle.on_flush("traces", lambda timeout: _finish(provider, timeout))
+    lifecycle.on_flush("traces", lambda timeout: _finish(provider, otlp, "traces", timeout))
     lifecycle.on_child("traces", lambda: resource.adopt_child(provider))
 
 
-def _start_metrics(settings: Settings, described: Resource, redactor: Redactor, outage: export.Outage) -> None:
-    provider = metric_pipeline.build(settings, described, redactor, outage)
+def _start_metrics(settings: Settings, described: Resource, redactor: Redactor, otlp: Otlp) -> None:
+    provider = metric_pipeline.build(settings, described, redactor, otlp)
     metrics.set_meter_provider(provider)
-    metric_pipeline.observed_gauge(catalogue.PROCESS_UP, lambda: [(0.0 if lifecycle.closing else 1.0, {})])
-    lifecycle.on_flush("metrics", lambda timeout: _finish_metrics(provider, settings.metric_interval, timeout))
+    instruments.observed_gauge(catalogue.PROCESS_UP, lambda: [(0.0 if lifecycle.closing else 1.0, {})])
+    lifecycle.on_flush("metrics", lambda timeout: _finish_metrics(provider, otlp, settings.metric_interval, timeout))
     lifecycle.on_child("metrics", lambda: metric_pipeline.reset_after_fork(provider))
     lifecycle.on_child("metrics' resource", lambda: resource.adopt_child(provider))
 
 
-def _start_logs(settings: Settings, described: Resource, redactor: Redactor, outage: export.Outage) -> None:
-    provider, fields = logs.build(settings, described, redactor, outage)
+def _start_logs(settings: Settings, described: Resource, redactor: Redactor, otlp: Otlp) -> None:
+    provider, fields = logs.build(settings, described, redactor, otlp)
     set_logger_provider(provider)
-    metric_pipeline.observed_counter(catalogue.LOG_RECORDS, fields.counts)
-    lifecycle.on_flush("logs", lambda timeout: _finish(provider, timeout))
+    instruments.observed_counter(catalogue.LOG_RECORDS, fields.counts)
+    lifecycle.on_flush("logs", lambda timeout: _finish(provider, otlp, "logs", timeout))
     lifecycle.on_child("logs", fields.reset_after_fork)
     lifecycle.on_child("logs' resource", lambda: resource.adopt_child(provider))
     if settings.capture_logs:
@@ -133,20 +140,40 @@ def _start_jobs(settings: Settings) -> None:
     lifecycle.on_child("jobs", recorder.reset_after_fork)
 
 
-def _finish(provider: TracerProvider | MeterProvider | LoggerProvider, timeout: float) -> None:
-    """Flush a provider, or end it when the process does. Its own answer says nothing (opentelemetry-python#4568)."""
-    if lifecycle.closing:
-        provider.shutdown()
-    else:
-        provider.force_flush(int(timeout * 1000))
+def _finish(
+    provider: TracerProvider | MeterProvider | LoggerProvider, otlp: Otlp, signal: Signal, timeout: float
+) -> bool:
+    """Flush one signal, or end it when the process does.
+
+    A provider's own answer says nothing (opentelemetry-python#4568). It is asked first for what it still holds, and that
+    never waits for a network on our road.
+    """
+    deadline = time.monotonic() + timeout
+    if not lifecycle.closing:
+        try:
+            provider.force_flush(int(timeout * 1000))
+        except Exception:  # noqa: BLE001 - so a meter provider says that it had too little time
+            return False
+        return otlp.flush(signal, deadline - time.monotonic())
+    if lifecycle.outlived:
+        # A child's last words wait on disk for its parent to send: a collector that is down costs no job its budget.
+        otlp.hand_over(signal)
+    provider.shutdown()
+    return otlp.close(signal, deadline - time.monotonic())
 
 
-def _finish_metrics(provider: MeterProvider, interval: float, timeout: float) -> None:
-    # A pool that recycles its processes would leave one set of series for each of them; its main process counts for them.
+def _finish_metrics(provider: MeterProvider, otlp: Otlp, interval: float, timeout: float) -> bool:
+    # Without a place that its successor could take, each process of a pool that recycles them would leave a set of series
+    # of its own; the pool's main process counts the jobs for them.
     born = lifecycle.forked_at
-    if lifecycle.closing and lifecycle.pooled and born is not None and time.monotonic() - born < interval:
-        return
-    _finish(provider, timeout)
+    young = born is not None and time.monotonic() - born < interval
+    if lifecycle.closing and lifecycle.pooled and young and not otlp.continues:
+        return True
+    began = time.monotonic()
+    if lifecycle.closing:
+        # What the other signals lose at the end is part of what the last collection has to tell.
+        otlp.wait_closed(("traces", "logs"), timeout * _METRICS_WAIT)
+    return _finish(provider, otlp, "metrics", timeout - (time.monotonic() - began))
 
 
 def _renew_lock() -> None:

@@ -21,6 +21,11 @@ DISTRO_NAME: Final = "telemetry.distro.name"
 DISTRO_VERSION: Final = "telemetry.distro.version"
 STREAM: Final = "otel_kit.stream"
 
+# The kit itself
+SIGNAL: Final = "otel_kit.signal"
+CAUSE: Final = "otel_kit.cause"
+COMPONENT_TYPE: Final = "otel.component.type"
+
 # Messaging attributes (semantic conventions, in development)
 MESSAGING_SYSTEM: Final = "messaging.system"
 MESSAGING_OPERATION_NAME: Final = "messaging.operation.name"
@@ -128,6 +133,65 @@ PROCESS_UP = Instrument(
 LOG_RECORDS = Instrument(
     "otel_kit.log.records", "counter", "{record}", "Log records by severity and category.", (LOG_SEVERITY, LOG_CATEGORY)
 )
+# Of these the semantic conventions have a part (otel.sdk.*, in development).
+SPAN_QUEUE_SIZE = Instrument(
+    "otel.sdk.processor.span.queue.size", "updowncounter", "{span}", "Spans that wait to be packed.", (COMPONENT_TYPE,)
+)
+SPAN_QUEUE_CAPACITY = Instrument(
+    "otel.sdk.processor.span.queue.capacity", "updowncounter", "{span}", "Spans that may wait.", (COMPONENT_TYPE,)
+)
+LOG_QUEUE_SIZE = Instrument(
+    "otel.sdk.processor.log.queue.size",
+    "updowncounter",
+    "{log_record}",
+    "Log records that wait to be packed.",
+    (COMPONENT_TYPE,),
+)
+LOG_QUEUE_CAPACITY = Instrument(
+    "otel.sdk.processor.log.queue.capacity",
+    "updowncounter",
+    "{log_record}",
+    "Log records that may wait.",
+    (COMPONENT_TYPE,),
+)
+EXPORT_DURATION = Instrument(
+    "otel.sdk.exporter.operation.duration",
+    "histogram",
+    "s",
+    "How long one attempt to send took.",
+    (COMPONENT_TYPE, ERROR_TYPE),
+    (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+QUEUE_BYTES = Instrument(
+    "otel_kit.queue.size", "gauge", "By", "Memory that waiting spans or log records hold, about.", (SIGNAL,)
+)
+SPOOL_BYTES = Instrument(
+    "otel_kit.spool.size", "gauge", "By", "What is kept until the collector answers again.", (SIGNAL,)
+)
+DELIVERED = Instrument(
+    "otel_kit.delivered.items",
+    "counter",
+    "{item}",
+    "Spans, data points and log records that the receiver took.",
+    (SIGNAL,),
+)
+REPLAYED = Instrument(
+    "otel_kit.replayed.items", "counter", "{item}", "Those of them that had been kept through an outage.", (SIGNAL,)
+)
+RESENT = Instrument(
+    "otel_kit.resent.items",
+    "counter",
+    "{item}",
+    "Sent again although the receiver may have them: the connection broke after the whole request had left.",
+    (SIGNAL,),
+)
+DROPPED = Instrument(
+    "otel_kit.dropped.items",
+    "counter",
+    "{item}",
+    "Given up, by cause: queue_full, unencodable, too_large, refused, spool_full, expired, corrupt, exit.",
+    (SIGNAL, CAUSE),
+)
 
 #: What this package emits itself.
 INSTRUMENTS: Final = (
@@ -143,6 +207,17 @@ INSTRUMENTS: Final = (
     LAST_FAILURE,
     PROCESS_UP,
     LOG_RECORDS,
+    SPAN_QUEUE_SIZE,
+    SPAN_QUEUE_CAPACITY,
+    LOG_QUEUE_SIZE,
+    LOG_QUEUE_CAPACITY,
+    EXPORT_DURATION,
+    QUEUE_BYTES,
+    SPOOL_BYTES,
+    DELIVERED,
+    REPLAYED,
+    RESENT,
+    DROPPED,
 )
 
 #: What the instrumentations that it wires emit, as far as dashboards and alerts use it.

@@ -24,7 +24,8 @@ from typing import Any
 
 from otel_kit.guard import guard
 
-Flush = Callable[[float], None]
+#: Takes seconds; False where it could not finish its work in them.
+Flush = Callable[[float], bool | None]
 
 #: Seconds beyond the budget in which the exit work may take away what was put in place.
 _GRACE = 0.5
@@ -72,8 +73,7 @@ class _Parked:
             succeeded = False
             try:
                 with guard(f"running {self._name}"):
-                    self._work(max(request.timeout for request in asked))
-                    succeeded = True
+                    succeeded = self._work(max(request.timeout for request in asked)) is not False
             finally:
                 for request in asked:
                     request.complete(succeeded)
@@ -94,12 +94,13 @@ class Lifecycle:
         self._finalizer: Any = None
         #: When this process was forked off (monotonic seconds), None where it was not.
         self.forked_at: float | None = None
+        self._forked_by = 0
         #: Whether this process is one of a pool whose main process counts what it does.
         self.pooled = False
         self.closing = False
         #: Seconds that the end of a process may wait, in all.
         self.timeout = 5.0
-        os.register_at_fork(after_in_child=self._after_in_child)
+        self._follows_forks = False
         atexit.register(self._exit)
 
     def on_flush(self, name: str, work: Flush) -> None:
@@ -110,6 +111,16 @@ class Lifecycle:
     def on_child(self, name: str, work: Callable[[], None]) -> None:
         """Have ``work`` called in a forked child, before anything else runs there."""
         self._in_child[name] = work
+
+    def follow_forks(self) -> None:
+        """From here on prepare every forked child.
+
+        To be called when the providers are made: hooks run in the order of their registration, and the SDK's, which give its
+        providers fresh locks, have to run before ours, which ask for these.
+        """
+        if not self._follows_forks:
+            self._follows_forks = True
+            os.register_at_fork(after_in_child=self._after_in_child)
 
     def on_exit(self, work: Callable[[], None]) -> None:
         """Have ``work`` called at the interpreter's normal end, in the process that registered it or a fork of it.
@@ -152,6 +163,11 @@ class Lifecycle:
         finished = [request.wait(deadline - time.monotonic()) for request in asked]
         return all(finished)
 
+    @property
+    def outlived(self) -> bool:
+        """Whether the process that this one was forked from, where the kit runs too, is still there."""
+        return self.forked_at is not None and os.getppid() == self._forked_by
+
     def on_close(self, work: Callable[[], None]) -> None:
         """Have ``work`` called by `close`, latest first: what was put in place is taken away."""
         self._on_close.append(work)
@@ -174,18 +190,21 @@ class Lifecycle:
     def _park(self, name: str, work: Flush) -> None:
         ended = False
 
-        def run(timeout: float) -> None:
+        def run(timeout: float) -> bool | None:
             nonlocal ended
-            if not ended:
-                last = self.closing
-                work(timeout)
-                ended = last
+            if ended:
+                return None
+            last = self.closing
+            finished = work(timeout)
+            ended = last
+            return finished
 
         self._parked[name] = _Parked(name, run)
 
     def _after_in_child(self) -> None:
         with guard("preparing a forked child"):
             self.forked_at = time.monotonic()
+            self._forked_by = os.getppid()
             self._terminating = False
             self._parked.clear()
             for name, work in self._flushers.items():
@@ -225,13 +244,14 @@ class Lifecycle:
         if self._exiting is not None:
             self._exiting.ask(self.timeout).wait(self.timeout + _GRACE)
 
-    def _leave(self, timeout: float) -> None:
+    def _leave(self, timeout: float) -> bool | None:
         deadline = time.monotonic() + timeout
         if self._at_exit is not None:
             self._at_exit()
         if self.closing:
             # The application may be closing by itself, in the thread that a signal has stopped: wait for that flush.
-            self.close(deadline - time.monotonic())
+            return self.close(deadline - time.monotonic())
+        return None
 
 
 lifecycle = Lifecycle()

@@ -101,6 +101,34 @@ def _flag(value: Any) -> bool:
     return text == "true"
 
 
+def _switch(value: Any) -> bool:
+    if isinstance(value, str) and value.strip().lower() in ("on", "off"):
+        return value.strip().lower() == "on"
+    return _flag(value)
+
+
+_SIZE_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    found = re.fullmatch(r"(\d{1,15})\s*([a-z]*)", str(value).strip(), re.IGNORECASE)
+    if found is None or found[2].upper() not in _SIZE_UNITS:
+        raise ValueError
+    size = int(found[1]) * _SIZE_UNITS[found[2].upper()]
+    if not 2**20 <= size <= 2**40:
+        raise ValueError
+    return size
+
+
+def _path(value: Any) -> str:
+    text = _text(os.fspath(value))
+    if not os.path.isabs(os.path.expanduser(text)):  # noqa: PTH111, PTH117  # text in, text out
+        raise ValueError
+    return text
+
+
 def _level(value: Any) -> str:
     text = _one_of(*LEVELS, "notset", "warn", "fatal")(value)
     return {"notset": "debug", "warn": "warning", "fatal": "critical"}.get(text, text)
@@ -113,6 +141,7 @@ def _pairs(value: Any) -> Mapping[str, str]:
 
 
 _FLAG = "true or false"
+_SIZE = "bytes, or a number with KiB, MiB or GiB; from 1 MiB to 1 TiB"
 _URL = "an http:// or https:// URL with a host, or host:port"
 _SECONDS = "seconds, more than 0 and at most 86400"
 _EXPORTERS = "a comma-separated list of exporter names: otlp, console, none, or one that an installed package offers"
@@ -173,6 +202,34 @@ class Settings:
         _SECONDS,
         _seconds,
         "How long the end of the process may wait for the last export, all signals together.",
+    )
+    spool: bool = _option(
+        True,
+        "OTEL_KIT_SPOOL",
+        "on or off",
+        _switch,
+        "Keep on disk what the collector cannot take, and send it when it can; off: in memory only, and lost at the end.",
+    )
+    spool_dir: str | None = _option(
+        None,
+        "OTEL_KIT_SPOOL_DIR",
+        "an absolute path to a directory of the user's own",
+        _path,
+        "Where that is; unset: `otel-kit` in `$XDG_STATE_HOME`, else `~/.local/state/otel-kit`.",
+    )
+    spool_bytes: int = _option(
+        64 * 2**20,
+        "OTEL_KIT_SPOOL_BYTES",
+        _SIZE,
+        _size,
+        "How much of the disk one service takes; the oldest goes first. Nothing is kept for longer than 5 hours.",
+    )
+    queue_bytes: int = _option(
+        16 * 2**20,
+        "OTEL_KIT_QUEUE_BYTES",
+        _SIZE,
+        _size,
+        "Memory that waiting spans, and as much again that waiting log records, may hold.",
     )
     disabled: bool = _option(False, "OTEL_SDK_DISABLED", _FLAG, _flag, "No telemetry at all.")
     disabled_instrumentations: tuple[str, ...] = _option(
@@ -241,7 +298,7 @@ def read(keywords: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
 def _from_keyword(name: str, option: Option, given: Any) -> Any:
     try:
         return option.parse(given)
-    except (ValueError, TypeError):
+    except Exception:  # noqa: BLE001 - an int that no float can hold, or an object of the application's own
         shown = _shown(given)
         raise ConfigurationError(f"option {name}={shown} is not accepted; accepted: {option.accepts}") from None
 
@@ -275,6 +332,10 @@ def drop_refused_limits(environ: MutableMapping[str, str] = os.environ) -> None:
             del environ[variable]
 
 
+#: Characters of a refused value that an error message repeats.
+_MOST_SHOWN = 500
+
+
 def without_credentials(url: str) -> str:
     """A URL as it may be shown: without user and password."""
     return re.sub(r"://\S*@", "://", url)
@@ -282,6 +343,10 @@ def without_credentials(url: str) -> str:
 
 def _shown(given: Any) -> str:
     """A refused value as it may be shown: of a mapping the names, which may be headers that hold secrets."""
-    if isinstance(given, Mapping):
-        return repr(dict.fromkeys(given, "..."))
-    return without_credentials(repr(given))
+    try:
+        if isinstance(given, Mapping):
+            return repr(dict.fromkeys(given, "..."))[:_MOST_SHOWN]
+        # Cut only afterwards: half of a user's password would not be recognised.
+        return without_credentials(repr(given)[: 20 * _MOST_SHOWN])[:_MOST_SHOWN]
+    except Exception:  # noqa: BLE001 - an object of the application's own
+        return f"<{type(given).__qualname__}, whose repr() fails>"

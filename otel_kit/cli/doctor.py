@@ -9,14 +9,16 @@ from importlib.metadata import entry_points, version
 import click
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from rich.console import Console
 from rich.table import Table
 
 from otel_kit import settings as options
 from otel_kit.integrations import registry
-from otel_kit.telemetry import export
-from otel_kit.telemetry.redaction import Redactor
+from otel_kit.telemetry import transport
+from otel_kit.telemetry.encoding import encode
+from otel_kit.telemetry.payload import Verdict
 
 
 @click.command()
@@ -35,7 +37,7 @@ def doctor(timeout: float) -> None:
             f"OTEL_TRACES_EXPORTER={','.join(settings.traces_exporter)}: no collector is used", highlight=False
         )
         return
-    endpoint = options.without_credentials(export.endpoint_of(settings, "traces", settings.protocol))
+    endpoint = transport.destination(settings, "traces").shown
     problem, took = _send_span(settings, timeout)
     if problem:
         console.print(f"[red]✗[/] {endpoint} does not take telemetry: {problem}", highlight=False)
@@ -68,40 +70,16 @@ def _instrumentations(settings: options.Settings) -> Table:
 
 
 def _send_span(settings: options.Settings, timeout: float) -> tuple[str, float]:
-    heard = export.Outage("the collector")
-    undo = export.hush_upstream(heard)
     logging.getLogger("otel_kit").setLevel(logging.CRITICAL)
-    try:
-        made = export.factories(settings, "traces", ["otlp"])
-        if not made:
-            return "no OTLP exporter is installed", 0.0
-        exporter = _Result(made[0](), timeout)
-        provider = TracerProvider(resource=Resource.create({"service.name": "otel-kit-doctor"}), shutdown_on_exit=False)
-        provider.add_span_processor(
-            SimpleSpanProcessor(export.GuardedSpanExporter(lambda: exporter, Redactor(), heard))
-        )
-        began = time.monotonic()
-        provider.get_tracer("otel_kit.doctor").start_span("doctor").end()
-        return ("" if exporter.delivered else heard.reason or "no answer"), time.monotonic() - began
-    finally:
-        undo()
-
-
-class _Result(SpanExporter):
-    """Remembers how the one export went."""
-
-    def __init__(self, exporter: SpanExporter, timeout: float) -> None:
-        self._exporter = exporter
-        self._timeout = timeout
-        self.delivered = False
-
-    def export(self, spans: object) -> SpanExportResult:
-        import threading
-
-        # Its retries go on for 10 s; closing it ends them.
-        timer = threading.Timer(self._timeout, self._exporter.shutdown)
-        timer.start()
-        result = self._exporter.export(spans)  # type: ignore[arg-type]
-        timer.cancel()
-        self.delivered = result is SpanExportResult.SUCCESS
-        return result
+    way = transport.build(settings, "traces")
+    if way is None:
+        return "the library for this protocol is not installed", 0.0
+    made = InMemorySpanExporter()
+    provider = TracerProvider(resource=Resource.create({"service.name": "otel-kit-doctor"}), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(made))
+    provider.get_tracer("otel_kit.doctor").start_span("doctor").end()
+    [payload] = encode("traces", made.get_finished_spans()).payloads
+    began = time.monotonic()
+    answer = way.send(payload.body, timeout)
+    way.close()
+    return "" if answer.verdict is Verdict.DELIVERED else answer.reason or "no answer", time.monotonic() - began

@@ -199,6 +199,7 @@ def _environment(otlp: str, ports: Mapping[str, int], planted: Mapping[str, str]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
     return inherited | {
         "OTEL_EXPORTER_OTLP_ENDPOINT": otlp,
+        "OTEL_KIT_SPOOL_DIR": str(state / "spool"),
         "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=demo",
         "REDIS_URL": f"redis://:{planted['Redis password']}@127.0.0.1:{ports['redis']}/0",
         "DATABASE_URL": f"sqlite:///{state / 'notes.db'}",

@@ -205,12 +205,16 @@ def _signals_ignored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_unwind() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP leave by the same way as Ctrl-C: through every ``finally``, with status 128 + signal."""
+    """Make SIGTERM and SIGHUP leave by the same way as Ctrl-C: through every ``finally``, with status 128 + signal.
+
+    One that was ignored when we started stays so: nohup means it.
+    """
 
     def leave(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heeded = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in heeded}
     try:
         yield
     finally:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import MutableMapping
+from itertools import islice
+from typing import Final
 
+from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
-from opentelemetry import trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context, create_key, get_value, set_value
 from opentelemetry.trace import Link, SpanContext, SpanKind
@@ -14,11 +16,15 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from otel_kit import catalogue
 from otel_kit.jobs.model import Job, Trigger
-from otel_kit.telemetry.propagators import propagate
+from otel_kit.telemetry.plain import encodable, text_of
+from otel_kit.telemetry.propagators import Texts, propagate
 from otel_kit.telemetry.sampling import with_decision
 
 # Inside our own queues baggage travels whole; over HTTP it does not (otel_kit.telemetry.propagators).
 _baggage = W3CBaggagePropagator()
+_texts = Texts()
+#: W3C's limit of entries: more are not read.
+_MAX_ENTRIES: Final = 180
 _SERVING = create_key("otel-kit-serving-request")
 
 
@@ -30,13 +36,23 @@ def inject(carrier: MutableMapping[str, str], trigger: Trigger, previous: SpanCo
     for name in (*fields(), catalogue.PREVIOUS_ATTEMPT_HEADER):
         carrier.pop(name, None)
     propagate.inject(carrier)
-    _baggage.inject(carrier)
+    _inject_baggage(carrier)
     carrier[catalogue.ENQUEUED_AT_HEADER] = repr(time.time())
     carrier[catalogue.TRIGGER_HEADER] = trigger.value
     if previous is not None and previous.is_valid:
         carrier[catalogue.PREVIOUS_ATTEMPT_HEADER] = (
             f"00-{previous.trace_id:032x}-{previous.span_id:016x}-{previous.trace_flags:02x}"
         )
+
+
+def _inject_baggage(carrier: MutableMapping[str, str]) -> None:
+    try:
+        _baggage.inject(carrier)
+    except Exception:  # noqa: BLE001 - an entry that cannot be written as it is: the others go as they are
+        readable = Context()
+        for name, value in islice(baggage.get_all().items(), _MAX_ENTRIES):
+            readable = baggage.set_baggage(encodable(text_of(name)), encodable(text_of(value)), readable)
+        _baggage.inject(carrier, readable)
 
 
 def fields() -> set[str]:
@@ -46,17 +62,17 @@ def fields() -> set[str]:
 
 def extract(job: Job) -> Context:
     """The context that the producer sent along; an empty one when there is none."""
-    trace_context: Context = propagate.extract(job.carrier, context=Context())
-    return _baggage.extract(job.carrier, trace_context)
+    trace_context: Context = propagate.extract(job.carrier, context=Context(), getter=_texts)
+    return _baggage.extract(job.carrier, trace_context, _texts)
 
 
 def previous_attempt(job: Job) -> SpanContext | None:
     """The run before this one, if this is a retry that knows it."""
-    header = job.carrier.get(catalogue.PREVIOUS_ATTEMPT_HEADER)
+    header = _texts.get(job.carrier, catalogue.PREVIOUS_ATTEMPT_HEADER)
     if not header:
         return None
     # The same format as traceparent, read by the same, tested parser.
-    found = TraceContextTextMapPropagator().extract({"traceparent": header}, context=Context())
+    found = TraceContextTextMapPropagator().extract({"traceparent": header[0]}, context=Context())
     span = trace.get_current_span(found).get_span_context()
     return span if span.is_valid else None
 

@@ -12,7 +12,7 @@ from opentelemetry.context import Context
 from otel_kit import catalogue
 from otel_kit.jobs import errors, propagation
 from otel_kit.jobs.model import Job, Outcome
-from otel_kit.telemetry import metrics
+from otel_kit.telemetry import instruments
 
 _Labels = tuple[tuple[str, str], ...]
 
@@ -21,20 +21,20 @@ class Tally:
     """Counts, times and gauges of jobs. Every method is called once per event, whatever the framework."""
 
     def __init__(self) -> None:
-        self._sent = metrics.counter(catalogue.SENT_MESSAGES)
-        self._consumed = metrics.counter(catalogue.CONSUMED_MESSAGES)
-        self._duration = metrics.histogram(catalogue.DURATION)
-        self._wait = metrics.histogram(catalogue.WAIT)
-        self._executions = metrics.counter(catalogue.EXECUTIONS)
-        self._errors = metrics.counter(catalogue.ERRORS)
+        self._sent = instruments.counter(catalogue.SENT_MESSAGES)
+        self._consumed = instruments.counter(catalogue.CONSUMED_MESSAGES)
+        self._duration = instruments.histogram(catalogue.DURATION)
+        self._wait = instruments.histogram(catalogue.WAIT)
+        self._executions = instruments.counter(catalogue.EXECUTIONS)
+        self._errors = instruments.counter(catalogue.ERRORS)
         self._lock = threading.Lock()
         self._active: Counter[_Labels] = Counter()
         self._last: dict[str, dict[str, float]] = {"start": {}, "success": {}, "failure": {}}
         self._known: set[_Labels] = set()
-        metrics.observed_gauge(catalogue.ACTIVE, self._observe_active)
-        metrics.observed_gauge(catalogue.LAST_START, lambda: self._observe_last("start"))
-        metrics.observed_gauge(catalogue.LAST_SUCCESS, lambda: self._observe_last("success"))
-        metrics.observed_gauge(catalogue.LAST_FAILURE, lambda: self._observe_last("failure"))
+        instruments.observed_gauge(catalogue.ACTIVE, self._observe_active)
+        instruments.observed_gauge(catalogue.LAST_START, lambda: self._observe_last("start"))
+        instruments.observed_gauge(catalogue.LAST_SUCCESS, lambda: self._observe_last("success"))
+        instruments.observed_gauge(catalogue.LAST_FAILURE, lambda: self._observe_last("failure"))
 
     def reset_after_fork(self) -> None:
         """A child runs nothing and knows nothing yet; its lock is its own."""

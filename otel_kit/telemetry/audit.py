@@ -25,6 +25,7 @@ def audit(action: str, /, **attributes: object) -> None:
         **attributes: Who, to what, why.
     """
     with silenced(), guard("writing an audit record"):
+        action = str(plain(action))
         fields = {name: plain(value) for name, value in attributes.items()}
         get_logger("otel_kit.audit", __version__).emit(
             LogRecord(

@@ -9,6 +9,8 @@ from typing import Any, Final, Literal
 
 #: Characters of one text. A deep stack trace or a long statement fits; a dumped request body does not.
 MAX_TEXT: Final = 32 * 1024
+#: Characters of an attribute's key. Real ones have some 20 to 60.
+MAX_KEY: Final = 256
 #: Items of one list or mapping.
 MAX_ITEMS: Final = 128
 #: Containers inside containers.
@@ -51,6 +53,14 @@ def cut(text: str, limit: int = MAX_TEXT, keep: Literal["start", "both"] = "star
     return head + (marker if tail else marker.rstrip("\n")) + tail
 
 
+def cut_bytes(raw: bytes, limit: int = MAX_TEXT) -> bytes:
+    """The bytes, or, when they are more than ``limit``, the first of them and a mark; at least 64."""
+    if len(raw) <= limit:
+        return raw
+    kept = limit - _MARKER_ROOM
+    return raw[:kept] + b"\n... [cut %d bytes] ..." % (len(raw) - kept)
+
+
 def _until_a_seam(head: str) -> str:
     low = max(0, len(head) - min(_SEAM, len(head) // 2))
     place = head.rfind("\n", low)
@@ -75,5 +85,6 @@ class Allowance:
 
     def take(self, value: Any) -> bool:
         """Whether there is room for one more item, which is then counted."""
-        self._left -= _ITEM + (min(len(value), MAX_TEXT) if isinstance(value, (str, bytes, bytearray)) else 0)
+        # Exact types: a subclass of the application's may have a length of its own mind.
+        self._left -= _ITEM + (min(len(value), MAX_TEXT) if type(value) in (str, bytes, bytearray) else 0)
         return self._left >= 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -16,7 +15,7 @@ from time import time_ns
 from typing import Any, Final
 
 from opentelemetry import baggage
-from opentelemetry._logs import LogRecord, SeverityNumber
+from opentelemetry._logs import Logger, LogRecord, SeverityNumber
 from opentelemetry.context import get_current
 from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor, ReadWriteLogRecord
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
@@ -26,9 +25,10 @@ from otel_kit import catalogue
 from otel_kit.guard import guard
 from otel_kit.settings import Settings
 from otel_kit.telemetry.context import is_silenced, log_fields, silenced
-from otel_kit.telemetry.export import GuardedLogExporter, Outage, factories
-from otel_kit.telemetry.limits import cut
-from otel_kit.telemetry.plain import plain, text_of
+from otel_kit.telemetry.export import GuardedLogExporter, factory, named
+from otel_kit.telemetry.limits import MAX_KEY, cut
+from otel_kit.telemetry.otlp import Otlp, is_otlp
+from otel_kit.telemetry.plain import encodable, plain, stacktrace, text_of
 from otel_kit.telemetry.redaction import Redactor
 
 #: Access lines of servers: one for each request, and its span says the same and more.
@@ -45,18 +45,26 @@ _SEVERITIES: Final = (
     (logging.INFO, SeverityNumber.INFO, "INFO"),
     (logging.DEBUG, SeverityNumber.DEBUG, "DEBUG"),
 )
+#: Loggers that are remembered; a program with more of them makes names as it goes.
+_MOST_LOGGERS: Final = 4096
 _LOWEST: Final = (SeverityNumber.TRACE, "TRACE")
 
 
 def build(
-    settings: Settings, resource: Resource, redactor: Redactor, outage: Outage
+    settings: Settings, resource: Resource, redactor: Redactor, otlp: Otlp
 ) -> tuple[LoggerProvider, RecordFields]:
     """A provider that exports as the settings say, and the processor that completes its records."""
     fields = RecordFields(resource)
     provider = LoggerProvider(resource=fields.app_resource, shutdown_on_exit=False)
     provider.add_log_record_processor(fields)
-    for factory in factories(settings, "logs", settings.logs_exporter):
-        provider.add_log_record_processor(BatchLogRecordProcessor(GuardedLogExporter(factory, redactor, outage)))
+    for name in named(settings.logs_exporter):
+        if is_otlp(name):
+            processor: LogRecordProcessor | None = otlp.records(name)
+        else:
+            make = factory("logs", name)
+            processor = BatchLogRecordProcessor(GuardedLogExporter(make, redactor)) if make is not None else None
+        if processor is not None:
+            provider.add_log_record_processor(processor)
     return provider, fields
 
 
@@ -128,54 +136,79 @@ class Capture:
         self._provider = provider
         self._level = level
         self._code_attributes = code_attributes
+        # The provider has them too, behind two locks that are not reentrant: a signal handler or a finalizer that logs
+        # while its own thread holds one would wait for ever.
+        self._loggers: dict[str, Logger] = {}
 
     def take(self, record: logging.LogRecord) -> None:
         """Take one record. Whatever it holds, nothing is raised."""
-        if record.levelno < self._level or record.name in _LEFT_OUT or is_silenced():
+        if is_silenced():
             return
         # opentelemetry-python#3858: what the SDK logs while it takes a record must not come back in.
         with silenced(), guard("exporting a log record"):
-            self._provider.get_logger(record.name).emit(self._translate(record))
+            name = record.name if type(record.name) is str else text_of(record.name)
+            if record.levelno >= self._level and name not in _LEFT_OUT:
+                self._logger(name).emit(self._translate(record, name))
 
-    def _translate(self, record: logging.LogRecord) -> LogRecord:
+    def _logger(self, name: str) -> Logger:
+        known = self._loggers.get(name)
+        if known is None:
+            known = self._provider.get_logger(encodable(cut(name, MAX_KEY)))
+            if len(self._loggers) < _MOST_LOGGERS:
+                self._loggers[name] = known
+        return known
+
+    def _translate(self, record: logging.LogRecord, name: str) -> LogRecord:
         found = ((number, text) for level, number, text in _SEVERITIES if record.levelno >= level)
         number, text = next(found, _LOWEST)
-        attributes = self._attributes(record)
+        attributes = self._attributes(record, name)
         event_name = attributes.pop("event.name", None)
         return LogRecord(
-            timestamp=int(record.created * 1e9),
+            timestamp=_time_of(record),
             observed_timestamp=time_ns(),
             context=get_current(),
             severity_text=text,
             severity_number=number,
-            body=cut(_message(record)),
+            body=encodable(cut(_message(record))),
             attributes=attributes,
             event_name=str(event_name) if event_name else None,
         )
 
-    def _attributes(self, record: logging.LogRecord) -> dict[str, Any]:
-        hidden = _hidden_fields.get(record.name.partition(".")[0], frozenset())
+    def _attributes(self, record: logging.LogRecord, name: str) -> dict[str, Any]:
+        hidden = _hidden_fields.get(name.partition(".")[0], frozenset())
         attributes = {
-            name: plain(value)
-            for name, value in vars(record).items()
-            if name not in _STANDARD_FIELDS and name not in hidden
+            _key(field): plain(value)
+            for field, value in vars(record).copy().items()
+            if field not in _STANDARD_FIELDS and field not in hidden
         }
         if self._code_attributes:
-            attributes["code.file.path"] = record.pathname
-            attributes["code.line.number"] = record.lineno
-            attributes["code.function.name"] = record.funcName
-        if record.exc_info and record.exc_info[0] is not None:
+            attributes["code.file.path"] = plain(record.pathname)
+            attributes["code.line.number"] = plain(record.lineno)
+            attributes["code.function.name"] = plain(record.funcName)
+        if isinstance(record.exc_info, tuple) and isinstance(record.exc_info[0], type):
             kind, error, trace = record.exc_info
-            attributes["exception.type"] = _qualified(kind)
-            attributes["exception.message"] = cut(text_of(error))
-            stack = "".join(traceback.format_exception(kind, error, trace))
-            attributes["exception.stacktrace"] = cut(stack, keep="both")
+            attributes["exception.type"] = encodable(_qualified(kind))
+            attributes["exception.message"] = encodable(cut(text_of(error)))
+            attributes["exception.stacktrace"] = stacktrace(kind, error, trace)
         return attributes
+
+
+def _key(field: Any) -> str:
+    if type(field) is str and len(field) <= MAX_KEY and field.isascii():
+        return field
+    return encodable(cut(text_of(field), MAX_KEY))
+
+
+def _time_of(record: logging.LogRecord) -> int:
+    try:
+        return max(0, int(record.created * 1e9))
+    except (TypeError, ValueError, OverflowError):  # a record that somebody made by hand
+        return time_ns()
 
 
 def _message(record: logging.LogRecord) -> str:
     try:
-        return record.getMessage()
+        return text_of(record.getMessage())
     except Exception:  # noqa: BLE001  # "%d items" % "x": Python prints that mistake; we keep what was meant
         return f"{text_of(record.msg)} {text_of(record.args)}"
 

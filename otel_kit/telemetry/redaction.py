@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from operator import is_
 from typing import Any
@@ -22,25 +23,21 @@ from opentelemetry.sdk.metrics.export import MetricsData
 from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import Link, Status
 
-from otel_kit.telemetry.limits import MAX_DEPTH, MAX_ITEMS, Allowance, cut
+from otel_kit.telemetry.limits import MAX_DEPTH, MAX_ITEMS, MAX_KEY, Allowance, cut
+from otel_kit.telemetry.plain import encodable, number, text_of
 from otel_kit.telemetry.secrets import REDACTED, SecretFinder
 
-__all__ = ["REDACTED", "Redactor"]
+__all__ = ["REDACTED", "Redactor", "SpanCopy"]
 
 
 def _tells_nothing(value: Any) -> bool:
-    return value is None or isinstance(value, bool) or (isinstance(value, str) and not value)
+    return value is None or isinstance(value, bool) or (type(value) is str and not value)
 
 
-def _encodable(text: str) -> str:
-    """Lone surrogates replaced: one of them makes protobuf refuse the whole request."""
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode()
-    return text
+def _kept(container: Any) -> int:
+    """How many of its items are kept: with the mark as many as are left alone, so that a second pass cuts nothing more."""
+    length = len(container)
+    return length if length <= MAX_ITEMS else MAX_ITEMS - 1
 
 
 class Redactor:
@@ -52,10 +49,23 @@ class Redactor:
 
     def __init__(self, keys: Iterable[str] = ()) -> None:
         self._finder = SecretFinder(keys)
+        # Keys are few and repeat; one of a megabyte must not stay in the cache.
+        self._clean_short_key = lru_cache(maxsize=4096)(self._clean_key)
+
+    def key(self, key: Any) -> str:
+        """An attribute's key as it may leave, cut when it is longer than any name."""
+        return self._clean_short_key(key) if type(key) is str and len(key) <= MAX_KEY else self._clean_key(key)
+
+    def _clean_key(self, key: Any) -> str:
+        text = key if type(key) is str else text_of(key)
+        clean = self._finder.hide(encodable(cut(text, MAX_KEY)))
+        return text if clean == text else clean
 
     def text(self, text: str) -> str:
         """The text with every secret-shaped part replaced, cut in the middle when it is too long."""
-        clean = self._finder.hide(cut(_encodable(text), keep="both"))
+        if type(text) is not str:
+            text = text_of(text)
+        clean = self._finder.hide(encodable(cut(text, keep="both")))
         return text if clean == text else clean
 
     def value(self, key: str, value: Any) -> Any:
@@ -69,24 +79,33 @@ class Redactor:
     def _inside(self, value: Any, depth: int, allowance: Allowance) -> Any:
         if not allowance.take(value):
             return "... [cut]"
+        kind = type(value)
         if isinstance(value, str):
             return self.text(value)
-        if isinstance(value, (int, float)) or value is None:
+        if kind is int:
+            return number(value)
+        if kind is float or kind is bool or value is None:
             return value
+        if isinstance(value, int):
+            return number(value)
+        if isinstance(value, float):
+            return float.__float__(value)
         if depth == 0:
             return REDACTED  # deeper than anybody reads, and not looked at
         try:
             if isinstance(value, (bytes, bytearray)):
-                text = value.decode("latin-1")  # one character for each byte, and back
+                raw = value if kind is bytes else bytes(value)
+                text = raw.decode("latin-1")  # one character for each byte, and back
                 clean = self.text(text)
-                return value if clean is text else clean.encode("latin-1")
+                return raw if clean is text else clean.encode("latin-1")
             if isinstance(value, Mapping):
                 return self._mapping(value, depth, allowance)
             if isinstance(value, (Sequence, Set)):
-                items = tuple(islice(value, MAX_ITEMS))
+                excess = len(value) - _kept(value)
+                items = tuple(islice(value, _kept(value)))
                 clean_items = tuple(self._inside(item, depth - 1, allowance) for item in items)
-                if len(value) > MAX_ITEMS:
-                    return (*clean_items, f"... [cut {len(value) - MAX_ITEMS} items] ...")
+                if excess:
+                    return (*clean_items, f"... [cut {excess} items] ...")
                 return value if all(map(is_, items, clean_items)) else clean_items
             return self.text(str(value))
         except Exception:  # noqa: BLE001 - the application's own classes run here, and may raise what they like
@@ -95,14 +114,16 @@ class Redactor:
     def _mapping(self, value: Mapping[Any, Any], depth: int, allowance: Allowance) -> Any:
         clean: dict[Any, Any] = {}
         same = True
-        for key, item in islice(value.items(), MAX_ITEMS):
-            clean_key = self._inside(key, 1, allowance)
+        excess = len(value) - _kept(value)
+        for key, item in islice(value.items(), _kept(value)):
+            allowance.take(key)
+            clean_key = self.key(key)
             hidden = isinstance(key, str) and not _tells_nothing(item) and self._finder.names_secret(key)
             clean_item = REDACTED if hidden else self._inside(item, depth - 1, allowance)
             clean[clean_key] = clean_item
             same = same and clean_key is key and clean_item is item
-        if len(value) > MAX_ITEMS:
-            clean["..."] = f"[cut {len(value) - MAX_ITEMS} items]"
+        if excess:
+            clean["..."] = f"[cut {excess} items]"
             return clean
         return value if same else clean
 
@@ -110,15 +131,19 @@ class Redactor:
         """The attributes as they may leave; the very same object when there is nothing to hide."""
         if not attributes:
             return attributes
-        changed = {}
+        changed: dict[str, Any] = {}
+        renamed: dict[str, str] = {}
         for key, value in attributes.items():
-            clean = self.value(key, value)
+            clean, clean_key = self.value(key, value), self.key(key)
             if clean is not value:
                 changed[key] = clean
-        if not changed:
+            if clean_key is not key:
+                renamed[key] = clean_key
+        if not changed and not renamed:
             return attributes
-        replaced = BoundedAttributes(attributes={**attributes, **changed}, immutable=True, extended_attributes=True)
-        replaced.dropped = getattr(attributes, "dropped", 0)
+        kept = {renamed.get(key, key): changed.get(key, value) for key, value in attributes.items()}
+        replaced = BoundedAttributes(attributes=kept, immutable=True, extended_attributes=True)
+        replaced.dropped = getattr(attributes, "dropped", 0) + len(attributes) - len(kept)
         return replaced
 
     def span(self, span: ReadableSpan) -> ReadableSpan:
@@ -133,12 +158,12 @@ class Redactor:
             attributes is given
             and all(new is old for new, old in zip(events, span.events, strict=True))
             and all(new is old for new, old in zip(links, span.links, strict=True))
-            and name == span.name
-            and clean_description == description
+            and name is span.name
+            and clean_description is description
         )
         if untouched:
             return span
-        return _RedactedSpan(
+        return SpanCopy(
             span,
             name=name,
             attributes=attributes,
@@ -160,6 +185,8 @@ class Redactor:
         """The log record, redacted in place: by now it belongs to the exporter alone."""
         log = record.log_record
         log.body = self.value("", log.body)
+        log.event_name = self.text(log.event_name) if log.event_name else log.event_name
+        log.severity_text = self.text(log.severity_text) if log.severity_text else log.severity_text
         log.attributes = self.attributes(log.attributes)
         return record
 
@@ -173,6 +200,10 @@ class Redactor:
                 metrics = []
                 for metric in scope.metrics:
                     points = [self._point(point) for point in metric.data.data_points]
+                    description = self.text(metric.description or "")
+                    if description != (metric.description or ""):
+                        dirty = True
+                        metric = replace(metric, description=description)
                     if any(new is not old for new, old in zip(points, metric.data.data_points, strict=True)):
                         dirty = True
                         data_points: Any = replace(metric.data, data_points=points)  # type: ignore[arg-type]
@@ -196,36 +227,32 @@ class Redactor:
         return replace(point, attributes=attributes, exemplars=exemplars)
 
 
-class _RedactedSpan(ReadableSpan):
-    """A copy that still tells how much the original had dropped."""
+class SpanCopy(ReadableSpan):
+    """A copy with other parts, by their names, that still tells how much the original had dropped."""
 
-    def __init__(
-        self, original: ReadableSpan, *, name: str, attributes: Any, events: Any, links: Any, status: Status
-    ) -> None:
-        super().__init__(
-            name=name,
-            context=original.context,
-            parent=original.parent,
-            resource=original.resource,
-            attributes=attributes,
-            events=events,
-            links=links,
-            kind=original.kind,
-            status=status,
-            start_time=original.start_time,
-            end_time=original.end_time,
-            instrumentation_scope=original.instrumentation_scope,
-        )
-        self._original = original
+    def __init__(self, original: ReadableSpan, **parts: Any) -> None:
+        same = {
+            "name": original.name,
+            "context": original.context,
+            "parent": original.parent,
+            "resource": original.resource,
+            "kind": original.kind,
+            "start_time": original.start_time,
+            "end_time": original.end_time,
+            "instrumentation_scope": original.instrumentation_scope,
+        }
+        super().__init__(**{**same, **parts})
+        # Not the original itself: its name may be what is too long to be held.
+        self._dropped = (original.dropped_attributes, original.dropped_events, original.dropped_links)
 
     @property
     def dropped_attributes(self) -> int:
-        return self._original.dropped_attributes
+        return self._dropped[0]
 
     @property
     def dropped_events(self) -> int:
-        return self._original.dropped_events
+        return self._dropped[1]
 
     @property
     def dropped_links(self) -> int:
-        return self._original.dropped_links
+        return self._dropped[2]

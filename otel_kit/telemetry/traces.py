@@ -6,23 +6,30 @@ import os
 from importlib.metadata import entry_points
 
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 
 from otel_kit.settings import Settings
-from otel_kit.telemetry.export import GuardedSpanExporter, Outage, factories
+from otel_kit.telemetry.export import GuardedSpanExporter, factory, named
+from otel_kit.telemetry.otlp import Otlp, is_otlp
 from otel_kit.telemetry.redaction import Redactor
 from otel_kit.telemetry.sampling import InheritingSampler
 
 
-def build(settings: Settings, resource: Resource, redactor: Redactor, outage: Outage) -> TracerProvider:
+def build(settings: Settings, resource: Resource, redactor: Redactor, otlp: Otlp) -> TracerProvider:
     """A provider that exports as the settings say; sampler, limits and batching follow OTEL_*, read by the SDK itself."""
     # Its own exit hook waits without a limit; ours has one.
     provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=_id_generator())
     provider.sampler = InheritingSampler(provider.sampler)
-    for factory in factories(settings, "traces", settings.traces_exporter):
-        provider.add_span_processor(BatchSpanProcessor(GuardedSpanExporter(factory, redactor, outage)))
+    for name in named(settings.traces_exporter):
+        if is_otlp(name):
+            processor: SpanProcessor | None = otlp.spans(name)
+        else:
+            make = factory("traces", name)
+            processor = BatchSpanProcessor(GuardedSpanExporter(make, redactor)) if make is not None else None
+        if processor is not None:
+            provider.add_span_processor(processor)
     return provider
 
 

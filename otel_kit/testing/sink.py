@@ -3,20 +3,26 @@
 with OtlpSink() as sink:
     ...  # OTEL_EXPORTER_OTLP_ENDPOINT=sink.endpoint
     sink.wait_for(lambda s: len(s.spans) == 3)
+
+It takes everything, unless its ``script`` says otherwise: `otel_kit.testing.faults`.
 """
 
 from __future__ import annotations
 
 import gzip
+import socket
+import ssl
 import threading
 import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
 from concurrent import futures
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
@@ -28,8 +34,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from otel_kit.testing import decode
+from otel_kit.testing import decode, misbehave
 from otel_kit.testing.decode import LogRecord, MetricPoint, Span
+from otel_kit.testing.faults import Script, Signal
+from otel_kit.testing.misbehave import Exchange
 
 _PATHS: Final[dict[str, tuple[Any, Any]]] = {
     "/v1/traces": (ExportTraceServiceRequest, ExportTraceServiceResponse),
@@ -41,11 +49,64 @@ _SERVICES: Final = {
     "opentelemetry.proto.collector.metrics.v1.MetricsService": "/v1/metrics",
     "opentelemetry.proto.collector.logs.v1.LogsService": "/v1/logs",
 }
+_ITEMS: Final[dict[Signal, Callable[[Any], Any]]] = {
+    "traces": decode.spans,
+    "metrics": decode.points,
+    "logs": decode.logs,
+}
 _LARGEST_BODY: Final = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Certificates of a receiver that speaks TLS, files in PEM.
+
+    Attributes:
+        certificate: Its own, and those between it and the authority.
+        key: The key to it.
+        clients: The authority that its clients' certificates must come from; None asks for none.
+    """
+
+    certificate: Path
+    key: Path
+    clients: Path | None = None
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], tls: Tls | None) -> None:
+        super().__init__(address, handler)
+        self._tls = None
+        if tls is not None:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(tls.certificate, tls.key)
+            if tls.clients is not None:
+                self._tls.load_verify_locations(tls.clients)
+                self._tls.verify_mode = ssl.CERT_REQUIRED
+        self._open: set[socket.socket] = set()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        if self._tls is not None:
+            # The handshake is the connection's own thread's: it must not hold up the others.
+            connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        self._open.add(connection)
+        return connection, address
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def end(self) -> None:
+        """Stop, and end the connections that stand."""
+        self.shutdown()
+        self.server_close()
+        for connection in list(self._open):
+            try:
+                connection.shutdown(socket.SHUT_RDWR)
+            except OSError:  # ended meanwhile
+                continue
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Silent: a client that is killed before it has its answer is part of many a test."""
@@ -56,9 +117,14 @@ class OtlpSink:
 
     Args:
         port: The HTTP port; 0 takes a free one.
+        tls: Certificates, for TLS on both ports.
+
+    Attributes:
+        script: What it does with each request, and when each came.
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, tls: Tls | None = None) -> None:
+        self.script = Script()
         self._arrived = threading.Condition()
         self._spans: list[Span] = []
         self._logs: list[LogRecord] = []
@@ -75,10 +141,16 @@ class OtlpSink:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 """Silent: the sink's own requests are of no interest."""
 
-        self._server = _Server(("127.0.0.1", port), Handler)
+        self._handler = Handler
+        self._tls = tls
+        self._stopped = threading.Event()
+        self._scheme = "http" if tls is None else "https"
+        self._server = _Server(("127.0.0.1", port), Handler, tls)
+        self._port = self._server.server_address[1]
         self._grpc: Any = None
+        self._grpc_port = 0
         #: Base URL for OTLP over HTTP.
-        self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.endpoint = f"{self._scheme}://127.0.0.1:{self._port}"
         #: URL for OTLP over gRPC, None without grpcio.
         self.grpc_endpoint: str | None = None
 
@@ -93,15 +165,27 @@ class OtlpSink:
 
     def start(self) -> None:
         """Listen."""
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, name="otlp-sink", daemon=True
+        ).start()
         self._start_grpc()
 
     def stop(self) -> None:
-        """Stop listening and close the port; what has arrived stays readable."""
-        self._server.shutdown()
-        self._server.server_close()
+        """Stop listening, close the port and end the connections; what has arrived stays readable."""
+        self._stopped.set()
+        self._server.end()
         if self._grpc is not None:
             self._grpc.stop(grace=0).wait()
+
+    def pause(self) -> None:
+        """Be away: connections are refused, those that stand are ended. `resume` brings it back on the same ports."""
+        self.stop()
+
+    def resume(self) -> None:
+        """Listen again, on the same ports."""
+        self._stopped = threading.Event()
+        self._server = _Server(("127.0.0.1", self._port), self._handler, self._tls)
+        self.start()
 
     @property
     def spans(self) -> list[Span]:
@@ -168,42 +252,55 @@ class OtlpSink:
         if handler.path not in _PATHS or length > _LARGEST_BODY:
             handler.send_error(404 if handler.path not in _PATHS else 413)
             return
-        body = handler.rfile.read(length)
-        encoding = handler.headers.get("Content-Encoding", "")
-        if encoding == "gzip":
-            body = gzip.decompress(body)
-        elif encoding == "deflate":
-            body = zlib.decompress(body)
-        request, response = _PATHS[handler.path]
-        try:
-            self._take(request.FromString(body))
-        except Exception as error:  # noqa: BLE001
-            handler.send_error(400, f"not an OTLP {handler.path} message: {error}")
-            return
-        answer = response().SerializeToString()
-        handler.send_response(200)
-        handler.send_header("Content-Type", "application/x-protobuf")
-        handler.send_header("Content-Length", str(len(answer)))
-        handler.end_headers()
-        handler.wfile.write(answer)
+
+        def read() -> Any:
+            body = handler.rfile.read(length)
+            encoding = handler.headers.get("Content-Encoding", "")
+            if encoding == "gzip":
+                body = gzip.decompress(body)
+            elif encoding == "deflate":
+                body = zlib.decompress(body)
+            return _PATHS[handler.path][0].FromString(body)
+
+        exchange = self._exchange(handler.path, read)
+        headers = {name.lower(): value for name, value in handler.headers.items()}
+        peer = "{}:{}".format(*handler.client_address[:2])
+        misbehave.over_http(self.script.arrived(exchange.signal, "http", headers, peer), exchange, handler)
+
+    def _exchange(self, path: str, read: Callable[[], Any]) -> Exchange:
+        signal = cast("Signal", path.removeprefix("/v1/"))
+        return Exchange(signal, self.script, read, self._take, _ITEMS[signal], _PATHS[path][1], self._stopped)
 
     def _start_grpc(self) -> None:
         try:
             import grpc
         except ImportError:
             return
-        self._grpc = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
+        # More than a few: one that hangs holds a thread.
+        self._grpc = grpc.server(futures.ThreadPoolExecutor(max_workers=16), options=[("grpc.so_reuseport", 0)])
         for service, path in _SERVICES.items():
             request, response = _PATHS[path]
 
-            def export(message: Any, _context: Any, answer: Any = response) -> Any:
-                self._take(message)
-                return answer()
+            def export(message: Any, context: Any, path: str = path) -> Any:
+                exchange = self._exchange(path, lambda: message)
+                headers = dict(context.invocation_metadata())
+                return misbehave.over_grpc(
+                    self.script.arrived(exchange.signal, "grpc", headers, context.peer()), exchange, context
+                )
 
             handler = grpc.unary_unary_rpc_method_handler(
                 export, request_deserializer=request.FromString, response_serializer=response.SerializeToString
             )
             self._grpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Export": handler}),))
-        port = self._grpc.add_insecure_port("127.0.0.1:0")
+        address = f"127.0.0.1:{self._grpc_port}"
+        if self._tls is None:
+            self._grpc_port = self._grpc.add_insecure_port(address)
+        else:
+            clients = self._tls.clients
+            pair = (self._tls.key.read_bytes(), self._tls.certificate.read_bytes())
+            credentials = grpc.ssl_server_credentials(
+                [pair], clients.read_bytes() if clients else None, require_client_auth=clients is not None
+            )
+            self._grpc_port = self._grpc.add_secure_port(address, credentials)
         self._grpc.start()
-        self.grpc_endpoint = f"http://127.0.0.1:{port}"
+        self.grpc_endpoint = f"{self._scheme}://127.0.0.1:{self._grpc_port}"

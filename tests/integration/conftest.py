@@ -56,7 +56,8 @@ class Programs:
     def environment(self, **extra: str) -> dict[str, str]:
         """The environment a program gets."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "PYTEST_"))}
-        return {**inherited, **QUICK, "OTEL_EXPORTER_OTLP_ENDPOINT": self.sink.endpoint, **extra}
+        own = {"OTEL_EXPORTER_OTLP_ENDPOINT": self.sink.endpoint, "OTEL_KIT_SPOOL_DIR": str(self.directory / "spool")}
+        return {**inherited, **QUICK, **own, **extra}
 
     def write(self, name: str, source: str) -> None:
         """Put a module into the programs' directory."""
@@ -76,6 +77,17 @@ class Programs:
                 command,
                 cwd=self.directory, env=self.environment(**environment), stdout=output, stderr=subprocess.STDOUT,
                 text=True, start_new_session=True,
+            )  # fmt: skip
+        self.running.append(process)
+        return process
+
+    def converse(self, script: str, **environment: str) -> subprocess.Popen[str]:
+        """Start a script to talk to by its standard input and output; what it complains of goes to a file beside it."""
+        with (self.directory / f"output-{len(self.running)}.txt").open("w") as complaints:
+            process = subprocess.Popen(
+                [sys.executable, script],
+                cwd=self.directory, env=self.environment(**environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=complaints, text=True, start_new_session=True,
             )  # fmt: skip
         self.running.append(process)
         return process

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from otel_kit.demo.processes import PartFailedError, Processes, Program
+from otel_kit.demo.processes import PartFailedError, Processes, Program, signals_unwind
 from otel_kit.demo.redis_server import configuration, find_redis
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -122,6 +122,27 @@ def test_program_that_may_end_must_end_well(tmp_path: Path, code: int, fine: boo
 def test_program_that_is_not_there_is_named(tmp_path: Path) -> None:
     with Processes(tmp_path) as processes, pytest.raises(PartFailedError, match="redis: cannot run /nowhere/redis"):
         processes.start("redis", ["/nowhere/redis"], environment={}, folder=tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_by_every_finally(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as left, signals_unwind():
+        signal.raise_signal(number)
+
+    assert left.value.code == 128 + number
+    assert signal.getsignal(number) is before
+
+
+def test_a_hangup_that_nohup_had_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals_unwind():
+            signal.raise_signal(signal.SIGHUP)
+
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_secrets_are_taken_out_of_logs_that_are_shown(tmp_path: Path) -> None:

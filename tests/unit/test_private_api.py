@@ -92,3 +92,38 @@ def test_fastapis_instrumentation_takes_an_application_and_marks_it() -> None:
     FastAPIInstrumentor.instrument_app(app, exclude_spans=["receive", "send"])
     assert app._is_instrumented_by_opentelemetry
     FastAPIInstrumentor.uninstrument_app(app)
+
+
+def test_a_grpc_channel_tells_its_state_without_a_thread() -> None:
+    import grpc
+
+    channel = grpc.insecure_channel("127.0.0.1:1")
+    assert isinstance(channel._channel.check_connectivity_state(False), int)
+    channel.close()
+
+
+def test_the_parts_of_http_that_an_attempt_watches_are_where_we_look() -> None:
+    from http.client import HTTPConnection as Plain
+    from http.client import HTTPResponse
+
+    from urllib3.connection import HTTPConnection
+    from urllib3.connectionpool import HTTPConnectionPool
+    from urllib3.poolmanager import pool_classes_by_scheme
+
+    assert issubclass(HTTPConnection, Plain)
+    assert Plain.response_class is HTTPResponse
+    assert callable(HTTPConnection._new_conn)
+    assert HTTPConnectionPool.ConnectionCls is HTTPConnection
+    assert pool_classes_by_scheme["http"] is HTTPConnectionPool
+
+
+def test_an_otlp_metric_exporter_tells_what_the_environment_prefers(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    from opentelemetry.sdk.metrics import Counter
+    from opentelemetry.sdk.metrics.export import AggregationTemporality
+
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "DELTA")
+    exporter = OTLPMetricExporter(endpoint="http://127.0.0.1")
+    assert exporter._preferred_temporality[Counter] is AggregationTemporality.DELTA
+    assert isinstance(exporter._preferred_aggregation, dict)
+    exporter.shutdown()

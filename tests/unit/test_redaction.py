@@ -285,10 +285,12 @@ def test_bytes_are_searched_and_else_left_alone() -> None:
 
 def test_long_containers_are_cut_visibly() -> None:
     cut_list = redactor.value("payload", list(range(MAX_ITEMS + 5)))
-    assert cut_list == (*range(MAX_ITEMS), "... [cut 5 items] ...")
+    assert cut_list == (*range(MAX_ITEMS - 1), "... [cut 6 items] ...")
+    assert redactor.value("payload", cut_list) is cut_list
     cut_dict = redactor.value("payload", {str(n): n for n in range(MAX_ITEMS + 5)})
-    assert len(cut_dict) == MAX_ITEMS + 1
-    assert cut_dict["..."] == "[cut 5 items]"
+    assert len(cut_dict) == MAX_ITEMS
+    assert cut_dict["..."] == "[cut 6 items]"
+    assert redactor.value("payload", cut_dict) is cut_dict
 
 
 def test_keys_inside_a_value_are_searched() -> None:

@@ -101,15 +101,12 @@ def test_a_failed_build_names_the_part_and_shows_what_the_compiler_said(assets: 
     assert build.missing([PART], assets, go_path / "cache") == [PART]
 
 
-# A shell that runs the tests in its background has SIGINT ignored, and children inherit that.
 RUN = """
-import signal
 import sys
 from pathlib import Path
 from otel_kit.stack import build
 from otel_kit.stack.assets import Assets
 from tests.unit.test_stack_build import PART
-signal.signal(signal.SIGINT, signal.default_int_handler)
 build.ensure([PART], Assets(Path(sys.argv[1])), Path(sys.argv[2]))
 """
 
