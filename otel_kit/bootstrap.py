@@ -21,7 +21,7 @@ from otel_kit.integrations import registry
 from otel_kit.jobs.recorder import get_recorder
 from otel_kit.lifecycle import lifecycle
 from otel_kit.settings import Settings, read
-from otel_kit.telemetry import instruments, logs, propagators, resource, traces
+from otel_kit.telemetry import attributes, instruments, logs, propagators, reentrancy, resource, traces
 from otel_kit.telemetry import metrics as metric_pipeline
 from otel_kit.telemetry.otlp import Otlp
 from otel_kit.telemetry.payload import Signal
@@ -87,6 +87,9 @@ def _start(settings: Settings) -> None:
     lifecycle.on_close(otlp.abandon)
     with guard("starting propagation"):
         propagators.install()
+    with guard("bounding attributes"):
+        lifecycle.on_close(attributes.install())
+        reentrancy.install()
     with guard("starting traces"):
         _start_traces(settings, described, redactor, otlp)
     with guard("starting metrics"):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import sys
 import sysconfig
-import traceback
 from traceback import walk_tb
 from types import TracebackType
 from typing import Final
 
+from otel_kit.telemetry import plain
 from otel_kit.telemetry.limits import cut
 from otel_kit.telemetry.plain import text_of
 
@@ -42,7 +42,7 @@ def message(error: BaseException) -> str:
 
 def stacktrace(error: BaseException) -> str:
     """The traceback as text, cut in the middle."""
-    return cut("".join(traceback.format_exception(error)), keep="both")
+    return plain.stacktrace(type(error), error, error.__traceback__)
 
 
 def fingerprint(error: BaseException) -> str:

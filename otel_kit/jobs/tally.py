@@ -27,7 +27,7 @@ class Tally:
         self._wait = instruments.histogram(catalogue.WAIT)
         self._executions = instruments.counter(catalogue.EXECUTIONS)
         self._errors = instruments.counter(catalogue.ERRORS)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._active: Counter[_Labels] = Counter()
         self._last: dict[str, dict[str, float]] = {"start": {}, "success": {}, "failure": {}}
         self._known: set[_Labels] = set()
@@ -38,7 +38,7 @@ class Tally:
 
     def reset_after_fork(self) -> None:
         """A child runs nothing and knows nothing yet; its lock is its own."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._active.clear()
         self._known.clear()
         for times in self._last.values():

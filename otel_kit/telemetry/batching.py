@@ -24,6 +24,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 
 from otel_kit.guard import guard
+from otel_kit.telemetry.attributes import bounded
 from otel_kit.telemetry.context import silenced
 
 _logger = logging.getLogger(__name__)
@@ -241,7 +242,7 @@ class SpanQueue(SpanProcessor):
     def on_end(self, span: ReadableSpan) -> None:
         if span.context is not None and span.context.trace_flags.sampled:
             with guard("queueing a span"):
-                self._batcher.put(span)
+                self._batcher.put(bounded(span))
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """A span is of interest when it has ended."""

@@ -75,7 +75,7 @@ class RecordFields(LogRecordProcessor):
         # Loki cuts its streams by resource attributes, and keeps audit records for longer: a resource of their own.
         self.app_resource = resource.merge(Resource({catalogue.STREAM: "app"}))
         self._audit_fields = Resource({catalogue.STREAM: "audit"})
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._counts: Counter[tuple[str, str]] = Counter()
         self.reset_after_fork()
 
@@ -106,7 +106,7 @@ class RecordFields(LogRecordProcessor):
 
     def reset_after_fork(self) -> None:
         """A child counts from zero, under a lock of its own."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         # At zero from the start: an observed counter has no zero of its own, and the first error would be no increase.
         self._counts = Counter(dict.fromkeys(_SEEDED, 0))
 

@@ -46,7 +46,7 @@ def reset_after_fork(provider: MeterProvider) -> None:
     """
     try:
         consumer: Any = provider._measurement_consumer  # noqa: SLF001
-        consumer._lock = threading.Lock()  # noqa: SLF001
+        consumer._lock = threading.RLock()  # noqa: SLF001
         for reader, storage in consumer._reader_storages.items():  # noqa: SLF001
             storage._lock = threading.RLock()  # noqa: SLF001
             storage._instrument_view_instrument_matches = {}  # noqa: SLF001

@@ -455,7 +455,7 @@ tracer.start_span("last").end()
     assert sum(span.name == "process queue" for span in sink.spans) == 18 * 3
 
 
-def test_a_thousand_long_lines_do_not_fill_the_memory(programs: Any, sink: RawSink) -> None:
+def test_hundreds_of_long_lines_do_not_fill_the_memory(programs: Any, sink: RawSink) -> None:
     sink.stop()
     ended = programs.run(
         """
@@ -468,7 +468,7 @@ def held():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 log.error("%s", "x" * 5_000_000)
 before = held()
-for n in range(1000):
+for n in range(300):
     text = f"{n}" + "x" * 5_000_000
     log.error(text, extra={"it": text})
     with tracer.start_as_current_span(text) as span:
@@ -480,4 +480,4 @@ print((held() - before) >> 20)
         OTEL_KIT_SHUTDOWN_TIMEOUT="0.5",
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    assert int(ended.stdout) < 300  # megabytes; ten gigabytes went by
+    assert int(ended.stdout) < 300  # megabytes; more than four gigabytes went by

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from opentelemetry import baggage
+from opentelemetry import baggage, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor, ReadableLogRecord, ReadWriteLogRecord
@@ -347,3 +347,14 @@ def test_what_is_split_is_the_same_as_before(given_spans: list[tuple[str, str, d
 def _spans(payloads: list[Payload]) -> list[Any]:
     requests = (decode.ExportTraceServiceRequest.FromString(payload.body) for payload in payloads)
     return [span for request in requests for span in decode.spans(request)]
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["user=a\ud800", "\ud800=1,good=1", ["good=1", None, 5], "good=1" + ",x=1" * 10_000, b"good=1", {"good": 1}],
+)
+def test_odd_headers_are_read_as_far_as_they_are_texts(header: Any) -> None:
+    carrier = {"baggage": header, "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+    for found in (propagate.extract(carrier), propagation.extract(Job("n", "i", carrier=carrier))):
+        assert trace.get_current_span(found).get_span_context().span_id == 0x00F067AA0BA902B7
+        assert set(baggage.get_all(found)) <= {"user", "good", "?"}

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 
 from otel_kit.telemetry import secrets
-from otel_kit.telemetry.limits import MAX_ITEMS, MAX_TEXT
+from otel_kit.telemetry.limits import MAX_ITEMS, MAX_KEY, MAX_TEXT
 from otel_kit.telemetry.redaction import REDACTED, Redactor
 
 redactor = Redactor()
@@ -331,3 +333,31 @@ def test_a_span_is_redacted_in_all_its_parts_and_else_stays_the_very_same_object
     dirty.add_event("sent token=hunter2", {"exception.message": "password: hunter2"})
     dirty.end()
     assert "hunter2" not in redactor.span(dirty).to_json()
+
+
+def test_keys_leave_encodable_cut_and_without_secrets_and_what_falls_together_is_counted() -> None:
+    clean: Any = redactor.attributes(
+        {"a\ud800": 1, "k" * 10_000: 2, "http://a:b@c/": 3, "x\ud800": 4, f"x{chr(0xDC01)}": 5, "n": 6}
+    )
+    assert clean["a?"] == 1
+    assert clean["http://[redacted]@c/"] == 3
+    [long] = [key for key in clean if key.startswith("kkk")]
+    assert len(long) <= MAX_KEY
+    assert "... [cut 9" in long
+    assert (clean["x?"], clean["n"]) == (5, 6)
+    assert clean.dropped == 1
+
+
+def test_integers_that_need_more_than_64_bits_leave_as_their_text() -> None:
+    assert redactor.value("n", 2**63) == str(2**63)
+    assert redactor.value("n", [2**63 - 1, -(2**63), -(2**63) - 1]) == (2**63 - 1, -(2**63), str(-(2**63) - 1))
+
+
+def test_a_description_of_an_instrument_is_redacted_too() -> None:
+    reader = InMemoryMetricReader()
+    meter = MeterProvider([reader], shutdown_on_exit=False).get_meter("m")
+    meter.create_counter("c", description="from postgres://u:hunter2@db/ \ud800").add(1)
+    data = reader.get_metrics_data()
+    assert data is not None
+    metric = redactor.metrics(data).resource_metrics[0].scope_metrics[0].metrics[0]
+    assert metric.description == "from postgres://[redacted]@db/ ?"

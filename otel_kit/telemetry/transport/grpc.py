@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
+import grpc._channel  # else imported with the first channel, and a child forked meanwhile would wait for that import for ever
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_kit.telemetry.context import silenced
