@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from otel_kit import catalogue
 from otel_kit.guard import guard
-from otel_kit.integrations import registry
+from otel_kit.integrations import registry, servers
 from otel_kit.jobs.recorder import get_recorder
 from otel_kit.lifecycle import lifecycle
 from otel_kit.settings import Settings, read
@@ -101,6 +101,8 @@ def _start(settings: Settings) -> None:
     with guard("starting delivery"):
         otlp.observe()
         otlp.start()
+    lifecycle.on_renewal(otlp.renew)
+    servers.install()
     lifecycle.on_child("configuration", _renew_lock)
     lifecycle.follow_forks()
     lifecycle.timeout = settings.shutdown_timeout
@@ -121,6 +123,7 @@ def _start_metrics(settings: Settings, described: Resource, redactor: Redactor, 
     instruments.observed_gauge(catalogue.PROCESS_UP, lambda: [(0.0 if lifecycle.closing else 1.0, {})])
     lifecycle.on_flush("metrics", lambda timeout: _finish_metrics(provider, otlp, settings.metric_interval, timeout))
     lifecycle.on_child("metrics", lambda: metric_pipeline.reset_after_fork(provider))
+    lifecycle.on_renewal(lambda: metric_pipeline.renew(provider))
     lifecycle.on_child("metrics' resource", lambda: resource.adopt_child(provider))
 
 

@@ -86,6 +86,7 @@ class Lifecycle:
         self._flushers: dict[str, Flush] = {}
         self._parked: dict[str, _Parked] = {}
         self._in_child: dict[str, Callable[[], None]] = {}
+        self._on_renewal: list[Callable[[], None]] = []
         self._at_exit: Callable[[], None] | None = None
         self._exiting: _Parked | None = None
         self._on_close: list[Callable[[], None]] = []
@@ -121,6 +122,22 @@ class Lifecycle:
         if not self._follows_forks:
             self._follows_forks = True
             os.register_at_fork(after_in_child=self._after_in_child)
+
+    def on_renewal(self, work: Callable[[], None]) -> None:
+        """Have ``work`` called by `renew`."""
+        self._on_renewal.append(work)
+
+    def renew(self) -> None:
+        """Start all threads anew, and give them new queues and locks.
+
+        To be called when what `threading` and `queue` offer has been replaced, by greenlets for instance: one of the new
+        kind that waits in a queue of the old kind holds up the whole process.
+        """
+        with guard("renewing threads"):
+            self._park_all()
+            for work in self._on_renewal:
+                with guard("renewing threads"):
+                    work()
 
     def on_exit(self, work: Callable[[], None]) -> None:
         """Have ``work`` called at the interpreter's normal end, in the process that registered it or a fork of it.
@@ -206,14 +223,17 @@ class Lifecycle:
             self.forked_at = time.monotonic()
             self._forked_by = os.getppid()
             self._terminating = False
-            self._parked.clear()
-            for name, work in self._flushers.items():
-                self._park(name, work)
-            if self._at_exit is not None:
-                self.on_exit(self._at_exit)
+            self._park_all()
             for name, prepare in self._in_child.items():
                 with guard(f"preparing {name} in a forked child"):
                     prepare()
+
+    def _park_all(self) -> None:
+        self._parked.clear()
+        for name, work in self._flushers.items():
+            self._park(name, work)
+        if self._at_exit is not None:
+            self.on_exit(self._at_exit)
 
     def _join_multiprocessing(self) -> None:
         """Take part in the end of a multiprocessing child, which leaves by os._exit and may run no exit hooks.

@@ -113,6 +113,14 @@ class Batcher(Generic[T]):
         self._awake = False
         self._thread: threading.Thread | None = None
 
+    def renew(self) -> None:
+        """Go on with a new thread, queue and locks; what waits, waits in the new queue."""
+        waiting = self._queue
+        self.reset_after_fork()
+        with suppress(queue.Empty):
+            while True:
+                self.put(waiting.get_nowait()[1])
+
     @property
     def items(self) -> int:
         """Items that wait now."""
@@ -165,9 +173,10 @@ class Batcher(Generic[T]):
     def _run(self) -> None:
         # What happens here is not the application's: no span of it, no record of it.
         with silenced(), suppress_instrumentation():
-            while True:
+            wake = self._wake
+            while wake is self._wake:
                 with suppress(queue.Empty):
-                    self._wake.get(timeout=self.bounds.delay)
+                    wake.get(timeout=self.bounds.delay)
                 self.flush(self.bounds.delay)
 
     def _pack_all(self) -> None:

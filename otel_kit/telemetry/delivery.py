@@ -36,7 +36,7 @@ _REPLAY_RATE: Final = 2 * 1024 * 1024
 #: Seconds from one kept data point of a series to the next; in between, the newest replaces the one before.
 _METRIC_GAP: Final = 60.0
 #: Seconds that a process which hands the rest over waits for the answer to what is on its way.
-_LAST_ANSWER: Final = 0.5
+_LAST_ANSWER: Final = 2.0
 #: Share of a budget, and most seconds, that the end of a process keeps back for writing down what could not be sent.
 _RESERVE: Final = (0.2, 1.0)
 #: Seconds after which it looks there even where nothing seems to have changed: a process that was at it may have died.
@@ -125,6 +125,7 @@ class Pipeline:
         cumulative: Whether a later request says all that an earlier one said (cumulative metrics): then an outage needs
             one a minute.
         on_attempt: Called after each attempt with its seconds and the answer.
+        replays: Whether this process sends what is kept, or leaves that to another one.
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class Pipeline:
         outage: Outage,
         cumulative: bool = False,
         on_attempt: Callable[[float, Answer], None] = lambda _seconds, _answer: None,
+        replays: Callable[[], bool] = lambda: True,
     ) -> None:
         self._signal = signal
         self._destination = destination
@@ -149,6 +151,7 @@ class Pipeline:
         self._outage = outage
         self._cumulative = cumulative
         self._on_attempt = on_attempt
+        self._replays = replays
         self._gate = Gate()
         self._renew()
 
@@ -173,6 +176,20 @@ class Pipeline:
         """The parent sends what is the parent's. What it knows of the receiver holds for the child too."""
         self._renew()
         self._store.reset_after_fork()
+
+    def renew(self) -> None:
+        """Go on with new threads, locks and connections; nothing is lost."""
+        waiting = self._outbox
+        self._renew()
+        self._transport.renew()
+        with suppress(queue.Empty):
+            while True:
+                item = waiting.get_nowait()
+                if isinstance(item, _Group):
+                    self.put(item.left)
+                else:
+                    item.reach()
+        self._start()
 
     def start(self) -> None:
         """Start sending what was kept before, by this process's forerunners too."""
@@ -272,7 +289,7 @@ class Pipeline:
     def _run(self, outbox: queue.SimpleQueue[_Group | _Mark]) -> None:
         # What happens here is not the application's: no span of it, no record of it.
         with silenced(), suppress_instrumentation():
-            while not self._ended:
+            while not self._ended and outbox is self._outbox:
                 with guard(f"sending {self._signal}"):
                     self._turn(outbox)
 
@@ -426,6 +443,9 @@ class Pipeline:
         now = time.monotonic()
         if now < self._replay_at:
             return True
+        if not self._replays():
+            self._replay_at = now + _POLL
+            return False
         if self._claim is None:
             if self._store.changed() or now >= self._look_at:
                 self._look_at = now + _LOOK_AGAIN

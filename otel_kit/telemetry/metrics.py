@@ -12,7 +12,7 @@ from opentelemetry.sdk.resources import Resource
 
 from otel_kit.settings import Settings
 from otel_kit.telemetry.export import GuardedMetricExporter, factory, is_reader, named
-from otel_kit.telemetry.otlp import Otlp, is_otlp
+from otel_kit.telemetry.otlp import Otlp, PointExporter, is_otlp
 from otel_kit.telemetry.redaction import Redactor
 
 _logger = logging.getLogger(__name__)
@@ -35,6 +35,21 @@ def build(settings: Settings, resource: Resource, redactor: Redactor, otlp: Otlp
                 PeriodicExportingMetricReader(exporter, export_interval_millis=settings.metric_interval * 1000)
             )
     return MeterProvider(resource=resource, metric_readers=readers, shutdown_on_exit=False)
+
+
+def renew(provider: MeterProvider) -> None:
+    """Start the readers' threads anew, of the kind that `threading` offers now."""
+    try:
+        for reader in provider._measurement_consumer._reader_storages:  # noqa: SLF001
+            if isinstance(reader, PeriodicExportingMetricReader):
+                ending, reader._shutdown_event = reader._shutdown_event, threading.Event()  # noqa: SLF001
+                reader._export_lock = threading.Lock()  # noqa: SLF001
+                if isinstance(reader._exporter, PointExporter):  # noqa: SLF001
+                    reader._exporter.leave_out_other_threads()  # noqa: SLF001
+                ending.set()
+                reader._at_fork_reinit()  # type: ignore[no-untyped-call]  # noqa: SLF001
+    except AttributeError as missing:
+        _logger.warning("otel-kit: this SDK has changed inside (%s): metrics may end with greenlets", missing)
 
 
 def reset_after_fork(provider: MeterProvider) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -17,6 +19,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
 from otel_kit import catalogue
+from otel_kit.lifecycle import lifecycle
 from otel_kit.settings import Settings
 from otel_kit.telemetry import instruments, transport
 from otel_kit.telemetry.batching import Batcher, Bounds, LogQueue, SpanQueue, weigh_record, weigh_span
@@ -30,6 +33,7 @@ from otel_kit.telemetry.slots import Slot, Slots
 from otel_kit.telemetry.spool import DiskSpool, MemorySpool, SpoolUnusable, Store, default_root, open_root
 from otel_kit.telemetry.spool.folder import folder_name
 from otel_kit.telemetry.spool.root import close_to_others
+from otel_kit.telemetry.totals import begin_earlier
 
 _logger = logging.getLogger(__name__)
 
@@ -105,7 +109,7 @@ class Otlp:
         temporality = preferred._preferred_temporality or {}  # noqa: SLF001
         cumulative = AggregationTemporality.DELTA not in temporality.values()
         pipeline = self._pipeline("metrics", name, cumulative=cumulative)
-        return None if pipeline is None else _PointExporter(preferred, lambda data: self._collected(pipeline, data))
+        return None if pipeline is None else PointExporter(preferred, lambda data: self._collected(pipeline, data))
 
     def observe(self) -> None:
         """Report on ourselves."""
@@ -224,6 +228,8 @@ class Otlp:
             ledger=self._ledger,
             outage=self._outage,
             cumulative=cumulative,
+            # What a child finds there, its parent sends; a child that ended in the middle of it would have it sent twice.
+            replays=lambda: not lifecycle.outlived,
             on_attempt=lambda seconds, answer: self._attempted(component, seconds, answer),
         )
         return self._pipelines[signal]
@@ -247,24 +253,39 @@ class Otlp:
 
     def _collected(self, pipeline: Pipeline, data: MetricsData) -> None:
         slot = self._slot()
-        encoded = encode("metrics", self._redactor.metrics(data), amend=slot.continued if slot else None)
+        encoded = encode("metrics", self._redactor.metrics(data), amend=slot.amend if slot else _begun_earlier)
         for cause, number in encoded.dropped.items():
             self._ledger.dropped("metrics", cause, number)
-        if slot is not None:
-            for payload in encoded.payloads:
-                slot.remember(ExportMetricsServiceRequest.FromString(payload.body))
         pipeline.put(encoded.payloads)
 
+    def renew(self) -> None:
+        """Go on with new threads, locks and connections."""
+        for batcher in self._batchers.values():
+            batcher.renew()
+        for pipeline in self._pipelines.values():
+            pipeline.renew()
+
     def _slot(self) -> Slot | None:
-        """A forked child's place in the service's series; a process of its own keeps its own identity."""
-        if self._slots is None or not self._forked:
+        """A child's place in the service's series; a process that nobody started as his child keeps its own identity."""
+        if self._slots is None or not (self._forked or _is_a_child()):
             return None
         if self._held is None:
             self._held = self._slots.take(self._resource.attributes)
         return self._held
 
 
-class _PointExporter(MetricExporter):
+def _is_a_child() -> bool:
+    """Whether multiprocessing started this process, by whatever method; uvicorn's workers are such, too."""
+    process = sys.modules.get("multiprocessing.process")
+    return process is not None and process.parent_process() is not None
+
+
+def _begun_earlier(request: ExportMetricsServiceRequest) -> ExportMetricsServiceRequest:
+    begin_earlier(request)
+    return request
+
+
+class PointExporter(MetricExporter):
     """Hands collections on; it never waits, and never fails."""
 
     def __init__(self, preferred: OTLPMetricExporter, collected: Callable[[MetricsData], None]) -> None:
@@ -274,9 +295,15 @@ class _PointExporter(MetricExporter):
             preferred_aggregation=preferred._preferred_aggregation,  # noqa: SLF001
         )
         self._collected = collected
+        self._only: int | None = None
+
+    def leave_out_other_threads(self) -> None:
+        """From now on take collections of this system thread only: greenlets all run in one, and it is theirs now."""
+        self._only = threading.get_native_id()
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **_kwargs: Any) -> MetricExportResult:  # noqa: ARG002
-        self._collected(metrics_data)
+        if self._only in (None, threading.get_native_id()):
+            self._collected(metrics_data)
         return MetricExportResult.SUCCESS
 
     def shutdown(self, timeout_millis: float = 30_000, **_kwargs: Any) -> None:

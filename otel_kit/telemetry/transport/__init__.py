@@ -34,6 +34,10 @@ class Transport(Protocol):
         """
         ...
 
+    def renew(self) -> None:
+        """Go on with new connections, threads and locks; an attempt under way on an old one comes to its end."""
+        ...
+
     def close(self) -> None:
         """Give up the connection; an attempt under way on another thread ends at once with ``LATER``. Callable twice."""
         ...

@@ -125,6 +125,11 @@ class GrpcTransport:
             reason = verdicts.one_line(f"{type(error).__name__}: {error}", self._secrets)
             return Answer(Verdict.LATER, reason, "Closed" if self._closed else type(error).__name__)
 
+    def renew(self) -> None:
+        """Go on with a new connection; see `otel_kit.telemetry.transport.Transport`."""
+        self._inherited.append(self._process)
+        self._process = _Process()
+
     def close(self) -> None:
         """Give up the connection; see `otel_kit.telemetry.transport.Transport`."""
         self._closed = True

@@ -123,6 +123,11 @@ class HttpTransport:
         finally:
             process.attempts.discard(attempt)
 
+    def renew(self) -> None:
+        """Go on with a new connection; see `otel_kit.telemetry.transport.Transport`."""
+        self._inherited.append(self._process)
+        self._process = _Process()
+
     def close(self) -> None:
         """Give up the connection; see `otel_kit.telemetry.transport.Transport`."""
         self._closed = True
