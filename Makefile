@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
-# The tests start processes of their own and poll with deadlines; -x stops at the first fault.
-PYTEST ?= $(BIN)/python -m pytest
+# The tests start processes of their own and mostly wait for them: three files at a time, also on two cores.
+PYTEST ?= $(BIN)/python -m pytest -n 3 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo stack test bench generate lint docs clean

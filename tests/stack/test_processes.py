@@ -77,7 +77,7 @@ def work(n):
         handled.add(1)
     # The truth to compare with: a client whose worker leaves before it has answered asks again, and is served twice.
     file = os.open("handled.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.write(file, b"%d\n" % n)
+    os.write(file, f"{n} ".encode())
     os.close(file)
 """
 
