@@ -53,7 +53,7 @@ def _searched(query: StackQuery, run: Run, service: str) -> bool:
 
 def _by_id(query: StackQuery, run: Run, service: str) -> bool:
     # The clock's jobs have traces of their own; every other service has a part in a request that went all the way.
-    ids = _trace_ids(query, run, SCHEDULER.name if service == SCHEDULER.name else STORE.name)
+    ids = _trace_ids(query, run, *([SCHEDULER.name] if service == SCHEDULER.name else [BOT.name, STORE.name]))
     return any(service in _services(query.tempo_trace(trace_id)) for trace_id in ids)
 
 
@@ -94,7 +94,8 @@ def _same_id_everywhere(query: StackQuery, run: Run) -> bool:
 
 def _whole_road(query: StackQuery, run: Run) -> bool:
     road = {BOT.name, GATEWAY.name, WORKER.name, STORE.name}
-    return any(_services(query.tempo_trace(trace_id)) >= road for trace_id in _trace_ids(query, run, STORE.name))
+    ids = _trace_ids(query, run, BOT.name, STORE.name)
+    return any(_services(query.tempo_trace(trace_id)) >= road for trace_id in ids)
 
 
 def _edge(query: StackQuery, run: Run) -> bool:
@@ -122,12 +123,18 @@ def _logged_ids(query: StackQuery, run: Run, service: str) -> list[str]:
     return _distinct(line["labels"].get("trace_id", "") for line in lines)
 
 
-def _trace_ids(query: StackQuery, run: Run, service: str, limit: int = 5) -> list[str]:
-    """Ids of some traces that a service has a part in: from Loki, which knows them at once, else by a search in Tempo."""
-    with suppress(httpx.HTTPError):
-        if ids := _logged_ids(query, run, service):
-            return ids[:limit]
-    found = query.tempo_search(_spans(run, service), start=run.start - 1, limit=limit)
+def _trace_ids(query: StackQuery, run: Run, *services: str, limit: int = 5) -> list[str]:
+    """Ids of some traces that all of these services have a part in.
+
+    For one service from Loki, which knows them at once; else by a search in Tempo. That stops at the first few that fit, so
+    it is told all: a service alone would be found in as many traces of its health checks.
+    """
+    if len(services) == 1:
+        with suppress(httpx.HTTPError):
+            if ids := _logged_ids(query, run, services[0]):
+                return ids[:limit]
+    search = " && ".join(_spans(run, service) for service in services)
+    found = query.tempo_search(search, start=run.start - 1, limit=limit)
     return [trace["traceID"] for trace in found]
 
 

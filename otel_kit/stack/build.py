@@ -23,7 +23,7 @@ from pathlib import Path
 
 from otel_kit.stack.assets import Assets
 from otel_kit.stack.errors import StackError
-from otel_kit.stack.pins import COLLECTOR, GO_FLAGS, Part, builder_module, required_go
+from otel_kit.stack.pins import COLLECTOR, GO_FLAGS, Edit, Part, builder_module, required_go
 from otel_kit.stack.progress import BuildProgress, LineProgress
 
 
@@ -152,6 +152,8 @@ class _Build:
         out.mkdir()
         flags = [*GO_FLAGS, "-tags", self._part.tags]
         packages = self._count_packages(source)
+        for number, edit in enumerate(self._part.edits):
+            self._correct(edit, source, self._work / f"corrected-{number}")
         self._progress.started(self._part, packages)
         self._go_command(["build", "-v", *flags, "-o", str(out / self._part.name), self._part.package], source)
         folder = self._target.parent
@@ -171,6 +173,21 @@ class _Build:
         self._progress.step(self._part, "downloading modules", 0)
         listing = self._go_command(["list", "-deps", "-tags", self._part.tags, self._part.package], source, keep=None)
         return sum(not line.startswith("go: ") for line in listing)
+
+    def _correct(self, edit: Edit, source: Path, copy: Path) -> None:
+        """Put a corrected copy of a module in its place; the module cache itself belongs to everybody."""
+        found = self._go_command(["list", "-m", "-f", "{{.Dir}}", edit.module], source)
+        shutil.copytree(found[-1], copy)
+        file = copy / edit.file
+        text = file.read_text() if file.is_file() else ""
+        if text.count(edit.before) != 1:
+            raise StackError(
+                f"Building {self._part.name} failed: the correction to {edit.module} does not fit its {edit.file}."
+            )
+        for path in (copy, *copy.rglob("*")):
+            path.chmod(path.stat().st_mode | 0o200)  # the cache's own may neither be written to nor, later, be removed
+        file.write_text(text.replace(edit.before, edit.text + edit.before))
+        self._go_command(["mod", "edit", f"-replace={edit.module}={copy}"], source)
 
     def _go_command(self, arguments: list[str], folder: Path, keep: int | None = 15) -> list[str]:
         """Run go and return its last ``keep`` lines (all with None), telling the progress about each."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import secrets
 import signal
+import time
 
-from otel_kit.demo.questions import SIGNALS
+from otel_kit.demo.questions import SIGNALS, WHOLE, Run
+from otel_kit.stack.query import poll
 from tests.integration.test_demo import StartDemo, start_demo
+from tests.stack import otlp
 from tests.stack.conftest import Stack
 
 __all__ = ["start_demo"]
@@ -60,3 +64,17 @@ def test_kept_demo_goes_on_until_ctrl_c_and_its_findings_decide_the_exit_code(
 
     assert demo.ends_with(30) == 0, demo.output
     assert demo.processes() == {}
+
+
+def test_a_whole_request_is_found_among_many_health_checks(stack: Stack) -> None:
+    run = Run(f"checked-{secrets.token_hex(4)}", time.time() - 1)
+    version: dict[str, otlp.Value] = {"service.version": run.version}
+    request = otlp.span("POST")
+    for service in ("bot", "gateway", "worker", "store"):
+        part = otlp.span(f"of {service}", trace_id=request.trace_id)
+        stack.sender.send(otlp.traces(service, [part], version))
+    for _ in range(50):
+        stack.sender.send(otlp.traces("store", [otlp.span("GET /health")], version))
+
+    assert poll(lambda: WHOLE["one trace from the bot to the store"](stack.query, run), 40)
+    assert [service for service in SERVICES[:3] if not SIGNALS["trace id"](stack.query, run, service)] == []

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,16 @@ PART = pins.Part("hello", "backends/hello", "./cmd", pin_files=("go.mod",))
 
 
 def fake_go(folder: Path, on_build: str, version: str = "go1.99.0\nauto") -> Path:
-    """A `go` that answers `env` and `list`, and does ``on_build`` (with the output path in $out) when it is to build."""
+    """A `go` that answers `env` and `list`, and does ``on_build`` (with the output path in $out) when it is to build.
+
+    The folder of every module is ``module`` in ``folder``; what `go mod` is told goes to ``told`` there.
+    """
     go = folder / "bin" / "go"
     go.parent.mkdir(parents=True, exist_ok=True)
     find_out = 'while [ "$1" != -o ]; do shift; done; out=$2'
     go.write_text(
-        f"#!/bin/sh\ncase $1 in\nenv) echo '{version}';;\nlist) echo a; echo b;;\n"
+        f"#!/bin/sh\ncase $1 in\nenv) echo '{version}';;\n"
+        f"list) if [ $2 = -m ]; then echo {folder}/module; else echo a; echo b; fi;;\nmod) echo $* >>{folder}/told;;\n"
         f"build) {find_out}; echo built >>{folder}/builds; {on_build};;\nesac\n"
     )
     go.chmod(0o755)
@@ -115,6 +120,40 @@ def in_process(assets: Assets, cache: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", RUN, str(assets.root), str(cache)], stderr=subprocess.PIPE, text=True, cwd=Path.cwd()
     )
+
+
+EDITED = replace(PART, edits=(pins.Edit("example.org/m", "deep/file.go", before="second\n", text="corrected\n"),))
+
+
+def module(folder: Path, text: str) -> Path:
+    """A module as it lies in Go's cache, which cannot be written to."""
+    file = folder / "module" / "deep" / "file.go"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    for path in (file, file.parent, file.parent.parent):
+        path.chmod(path.stat().st_mode & 0o555)
+    return file
+
+
+def test_a_correction_goes_into_a_copy_of_its_module(assets: Assets, go_path: Path) -> None:
+    original = module(go_path, "first\nsecond\n")
+    copy = go_path / "cache" / "building" / "hello" / "corrected-0"
+    fake_go(go_path, f"cat {copy}/deep/file.go >$out; find {copy} ! -perm -200 >>$out")
+    built = build.ensure([EDITED], assets, go_path / "cache", LineProgress(io.StringIO()))["hello"]
+
+    assert built.read_text() == "first\ncorrected\nsecond\n"
+    assert original.read_text() == "first\nsecond\n"
+    assert (go_path / "told").read_text() == f"mod edit -replace=example.org/m={copy}\n"
+    assert not copy.exists()
+    assert EDITED.key(assets) != PART.key(assets)
+
+
+@pytest.mark.parametrize("text", ["first\n", "second\nsecond\n"])
+def test_a_correction_that_does_not_fit_is_not_left_out_in_silence(assets: Assets, go_path: Path, text: str) -> None:
+    module(go_path, text)
+    fake_go(go_path, "echo binary >$out")
+    with pytest.raises(StackError, match=r"the correction to example.org/m does not fit its deep/file.go"):
+        build.ensure([EDITED], assets, go_path / "cache", LineProgress(io.StringIO()))
 
 
 def test_two_builds_at_once_share_one(assets: Assets, go_path: Path) -> None:
