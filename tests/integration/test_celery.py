@@ -268,11 +268,9 @@ def test_a_job_whose_process_is_killed_is_lost_in_trace_log_and_metric(
 
 def test_a_job_that_is_terminated_on_purpose_is_revoked(worker: Worker, sink: OtlpSink) -> None:
     worker.start("--concurrency", "1")
-    worker.publish("""
-sent = too_long.apply_async(time_limit=60)
-time.sleep(1)
-app.control.revoke(sent.id, terminate=True)
-""")
+    worker.publish("too_long.apply_async(time_limit=60, task_id='too-long')")
+    sink.wait_for(lambda _: "job.started" in worker.events())
+    worker.publish("app.control.revoke('too-long', terminate=True)")
     sink.wait_for(lambda _: worker.runs("too.long"))
     worker.stop()
     [run] = worker.runs("too.long")

@@ -96,7 +96,13 @@ logging.raiseExceptions = False
 
 def test_exporting_does_not_feed_itself_with_debug_records(programs: Programs, sink: OtlpSink) -> None:
     ran = programs.run(
-        START + "logging.basicConfig(level='DEBUG', stream=sys.stdout)\nlog.info('one')\nimport time; time.sleep(2)"
+        START
+        + """
+logging.basicConfig(level="DEBUG", stream=sys.stdout)
+log.info("one")
+for _ in range(10):
+    otel_kit.flush(1)
+"""
     )
     assert ran.returncode == 0
     assert [record.body for record in sink.logs if record.scope != "asyncio"] == ["one"]

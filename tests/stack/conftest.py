@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
 import socket
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,14 +26,24 @@ def free_ports() -> Ports:
     """Ports that are free now, below the range from which the kernel takes ports for outgoing connections.
 
     A part that is stopped in a test must find its port free when it starts again; one out of that range might by then
-    belong to any client's connection.
+    belong to any client's connection. And tests run in several processes, each with a stack of its own: a port stays with
+    the process that got it, by a lock that ends with that.
     """
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     candidates = iter(random.sample(range(low - 12000, low), 1000))
-    return Ports(**{entry.name: next(filter(_is_free, candidates)) for entry in fields(Ports)})
+    return Ports(**{entry.name: next(filter(_take, candidates)) for entry in fields(Ports)})
 
 
-def _is_free(port: int) -> bool:
+def _take(port: int) -> bool:
+    folder = Path(tempfile.gettempdir(), f"otel-kit-test-ports-{os.getuid()}")
+    folder.mkdir(exist_ok=True)
+    # Never closed: the lock lasts as long as this process.
+    lock = os.open(folder / str(port), os.O_CREAT | os.O_WRONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return False
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 

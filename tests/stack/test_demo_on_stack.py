@@ -75,6 +75,9 @@ def test_a_whole_request_is_found_among_many_health_checks(stack: Stack) -> None
         stack.sender.send(otlp.traces(service, [part], version))
     for _ in range(50):
         stack.sender.send(otlp.traces("store", [otlp.span("GET /health")], version))
+    # A search with a limit answers with some that fit, and with the same ones each time.
+    of_store = f'{{ resource.service.name = "store" && resource.service.version = "{run.version}" }}'
+    assert poll(lambda: len(stack.query.tempo_search(of_store)) == 51, 40)
 
     assert poll(lambda: WHOLE["one trace from the bot to the store"](stack.query, run), 40)
     assert [service for service in SERVICES[:3] if not SIGNALS["trace id"](stack.query, run, service)] == []
