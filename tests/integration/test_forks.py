@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from otel_kit.testing import OtlpSink
 from tests.integration.conftest import Programs
 
@@ -39,7 +41,7 @@ def hammer():
         time.sleep(0.001)  # the machine is the children's too
 
 def child(n):
-    signal.alarm(20)  # one that hangs is killed, and counts as lost
+    signal.alarm(60)  # one that hangs is killed, and counts as lost
     with tracer.start_as_current_span("in child", attributes={"n": n}):
         log.warning("in child %d", n)
     children.add(1)
@@ -68,10 +70,11 @@ print(ended)
 """
 
 
+@pytest.mark.timeout(300)
 def test_five_hundred_forks_beside_a_busy_thread_lose_nothing(programs: Programs, sink: OtlpSink) -> None:
     ran = programs.run(
         PROGRAM,
-        timeout=120,
+        timeout=270,
         FORKS=str(FORKS),
         OTEL_KIT_SPOOL_DIR=str(programs.directory / "spool"),
         # The hammer's own fill the queue and are dropped; the children's each have a queue to themselves.
