@@ -45,6 +45,13 @@ JOB_DURATION: Final = "job.duration"
 JOB_OUTCOME: Final = "job.outcome"
 JOB_ERROR_FINGERPRINT: Final = "job.error.fingerprint"
 JOB_ERROR_CATEGORY: Final = "job.error.category"
+JOB_STATE: Final = "job.state"
+JOB_STEP: Final = "job.step"
+JOB_PROGRESS_FRACTION: Final = "job.progress"
+JOB_WORKER_STATE: Final = "job.worker.state"
+JOB_RECOVERY: Final = "job.recovery"
+HEARTBEAT_SOURCE: Final = "source"
+LABEL: Final = "otel_kit.label"
 
 # Logs
 LOG_CATEGORY: Final = "log.category"
@@ -64,6 +71,10 @@ JOB_EXPIRED: Final = "job.expired"
 JOB_REVOKED: Final = "job.revoked"
 JOB_REJECTED: Final = "job.rejected"
 JOB_EXPECTED_ERROR: Final = "job.expected_error"
+JOB_PROGRESS: Final = "job.progress"
+JOB_MISSED: Final = "job.missed"
+JOB_SKIPPED: Final = "job.skipped"
+JOB_RECOVERED: Final = "job.recovered"
 
 # Headers inside job carriers, beside traceparent, tracestate and baggage
 ENQUEUED_AT_HEADER: Final = "otel-kit-enqueued-at"
@@ -121,11 +132,80 @@ ERRORS = Instrument(
     "Runs that ended with an error, by its type.",
     (JOB_NAME, ERROR_TYPE, JOB_ERROR_CATEGORY),
 )
+STEP_DURATION = Instrument(
+    "job.step.duration", "histogram", "s", "How long a stage inside a job took.", (JOB_NAME, JOB_STEP), DURATION_BUCKETS
+)
 ACTIVE = Instrument("job.active", "gauge", "{job}", "Jobs that are running now.", _JOB)
+OLDEST_ACTIVE = Instrument(
+    "job.active.oldest_age", "gauge", "s", "For how long the oldest running job has been running.", _JOB
+)
+QUEUE_DEPTH = Instrument(
+    "job.queue.depth",
+    "gauge",
+    "{job}",
+    "Jobs in the queue by state: ready, scheduled for later, reserved by a worker, dead.",
+    (MESSAGING_SYSTEM, MESSAGING_DESTINATION, JOB_STATE),
+)
+QUEUE_OLDEST = Instrument(
+    "job.queue.oldest_age",
+    "gauge",
+    "s",
+    "For how long the oldest ready job has been ready; 0 where none is.",
+    (MESSAGING_SYSTEM, MESSAGING_DESTINATION),
+)
+WORKER_COUNT = Instrument(
+    "job.worker.count",
+    "gauge",
+    "{worker}",
+    "Slots that are busy or available.",
+    (MESSAGING_DESTINATION, JOB_WORKER_STATE),
+)
+WORKER_SLOTS = Instrument(
+    "job.worker.slots", "gauge", "{slot}", "Jobs that can run at the same time.", (MESSAGING_DESTINATION,)
+)
+WORKER_BUSY = Instrument(
+    "job.worker.busy_time",
+    "counter",
+    "s",
+    "Time that slots have been busy; its rate by the slots is the utilisation.",
+    (MESSAGING_DESTINATION,),
+)
+WORKER_HEARTBEAT = Instrument(
+    "job.worker.heartbeat.time",
+    "gauge",
+    "s",
+    "When the worker's thread, or its event loop, last showed life (unix time).",
+    (MESSAGING_DESTINATION, HEARTBEAT_SOURCE),
+)
 LAST_START = Instrument("job.last_start.time", "gauge", "s", "When a run last started (unix time).", (JOB_NAME,))
 LAST_SUCCESS = Instrument("job.last_success.time", "gauge", "s", "When a run last succeeded (unix time).", (JOB_NAME,))
 LAST_FAILURE = Instrument(
     "job.last_failure.time", "gauge", "s", "When a run last failed for good (unix time).", (JOB_NAME,)
+)
+DEADLINE = Instrument(
+    "job.deadline.time",
+    "gauge",
+    "s",
+    "By when the next success is due (unix time): the scheduled run after the last success, plus grace.",
+    (JOB_NAME,),
+)
+MAX_RUNTIME = Instrument("job.max_runtime", "gauge", "s", "How long a run may take.", (JOB_NAME,))
+CONSECUTIVE_FAILURES = Instrument(
+    "job.consecutive_failures", "gauge", "{failure}", "Failures for good since the last success.", (JOB_NAME,)
+)
+RECOVERED = Instrument(
+    "job.recovered",
+    "counter",
+    "{job}",
+    "Lost jobs that came back: their worker was only cut off (returned), or somebody had them run again (requeued).",
+    (JOB_NAME, JOB_RECOVERY),
+)
+LABEL_OVERFLOW = Instrument(
+    "otel_kit.label.overflow",
+    "counter",
+    "{value}",
+    "Uses of a job's or queue's name beyond the limit, which metrics file under _OTHER.",
+    (LABEL,),
 )
 PROCESS_UP = Instrument(
     "otel_kit.process.up", "gauge", "", "1 while the process lives, 0 in the last flush of a clean shutdown."
@@ -201,10 +281,23 @@ INSTRUMENTS: Final = (
     WAIT,
     EXECUTIONS,
     ERRORS,
+    STEP_DURATION,
     ACTIVE,
+    OLDEST_ACTIVE,
+    QUEUE_DEPTH,
+    QUEUE_OLDEST,
+    WORKER_COUNT,
+    WORKER_SLOTS,
+    WORKER_BUSY,
+    WORKER_HEARTBEAT,
     LAST_START,
     LAST_SUCCESS,
     LAST_FAILURE,
+    DEADLINE,
+    MAX_RUNTIME,
+    CONSECUTIVE_FAILURES,
+    RECOVERED,
+    LABEL_OVERFLOW,
     PROCESS_UP,
     LOG_RECORDS,
     SPAN_QUEUE_SIZE,

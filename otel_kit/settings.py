@@ -19,6 +19,7 @@ _logger = logging.getLogger(__name__)
 
 PROTOCOLS = ("http/protobuf", "grpc")
 LEVELS = ("debug", "info", "warning", "error", "critical")
+QUEUE_METRICS = ("lease", "always", "off")
 JOB_TRACES = ("auto", "parent", "link")
 
 
@@ -140,6 +141,24 @@ def _pairs(value: Any) -> Mapping[str, str]:
     raise TypeError
 
 
+def _leases(value: Any) -> str:
+    text = _text(value)
+    if text.lower() in ("on", "off"):
+        return text.lower()
+    if re.match(r"(redis|rediss|unix)://", text) is None:
+        raise ValueError
+    return text
+
+
+def _name_limit(value: Any) -> int:
+    if isinstance(value, bool) or re.fullmatch(r"\d{1,5}", str(value).strip()) is None:
+        raise ValueError
+    if not 1 <= int(value) <= _MOST_NAMES:
+        raise ValueError
+    return int(value)
+
+
+_MOST_NAMES = 10_000
 _FLAG = "true or false"
 _SIZE = "bytes, or a number with KiB, MiB or GiB; from 1 MiB to 1 TiB"
 _URL = "an http:// or https:// URL with a host, or host:port"
@@ -265,6 +284,29 @@ class Settings:
         ", ".join(JOB_TRACES),
         _one_of(*JOB_TRACES),
         "Whether a run continues its producer's trace (parent), links to it (link), or as fits (auto).",
+    )
+    queue_metrics: str = _option(
+        "lease",
+        "OTEL_KIT_QUEUE_METRICS",
+        ", ".join(QUEUE_METRICS),
+        _one_of(*QUEUE_METRICS),
+        "Whether workers report depth and age of their queues: one of them at a time by a lease in the broker (lease), "
+        "each of them without one (always), none (off).",
+    )
+    leases: str = _option(
+        "on",
+        "OTEL_KIT_LEASES",
+        "on, off, or a redis:// URL",
+        _leases,
+        "Where workers keep a lease for each running job, so that others see when one dies with its process: in the broker's "
+        "own Redis (on), in another one (its URL), nowhere (off).",
+    )
+    name_limit: int = _option(
+        200,
+        "OTEL_KIT_NAME_LIMIT",
+        "a whole number from 1 to 10000",
+        _name_limit,
+        "How many names of jobs, queues and steps metrics tell apart; further ones are counted together as `_OTHER`.",
     )
 
 

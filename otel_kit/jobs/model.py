@@ -17,12 +17,15 @@ class Outcome(StrEnum):
     REVOKED = "revoked"
     REJECTED = "rejected"
     LOST = "lost"
+    MISSED = "missed"
+    SKIPPED = "skipped"
 
 
 class Trigger(StrEnum):
     """What made a job come into being."""
 
     API = "api"
+    CRON = "cron"
     SCHEDULE = "schedule"
     RETRY = "retry"
     MANUAL = "manual"
@@ -42,6 +45,8 @@ class Job:
         ready_at: When it could have started at the earliest (unix seconds): the later of `enqueued_at` and a wanted delay.
         delayed: Whether its start was put off on purpose.
         carrier: The headers that travel with it: trace context, baggage and ours.
+        max_runtime: Seconds after which a run counts as stuck, or is cut off; None where nobody has said.
+        recoverable: Whether its owner allows it to be run again after its worker has died.
     """
 
     name: str
@@ -54,6 +59,8 @@ class Job:
     ready_at: float | None = None
     delayed: bool = False
     carrier: Mapping[str, str] = field(default_factory=dict)
+    max_runtime: float | None = None
+    recoverable: bool = False
 
     def waited(self, started_at: float) -> float | None:
         """Seconds from `ready_at` to ``started_at``; never negative, since two hosts' clocks differ. None if unknown."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from contextvars import Token
 from dataclasses import dataclass
+from typing import Final, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry._logs import LogRecord, SeverityNumber, get_logger
-from opentelemetry.context import Context
+from opentelemetry.context import Context, create_key, get_value, set_value
 from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
@@ -24,6 +24,7 @@ from otel_kit._version import __version__
 from otel_kit.guard import guard
 from otel_kit.jobs import errors, propagation
 from otel_kit.jobs.model import Job, Outcome, Trigger
+from otel_kit.jobs.running import Entry, Running
 from otel_kit.jobs.tally import Tally
 from otel_kit.telemetry.context import with_log_fields
 from otel_kit.telemetry.sampling import without_decision
@@ -36,7 +37,10 @@ _EVENTS = {
     Outcome.REVOKED: (catalogue.JOB_REVOKED, SeverityNumber.WARN, "WARN"),
     Outcome.REJECTED: (catalogue.JOB_REJECTED, SeverityNumber.WARN, "WARN"),
     Outcome.LOST: (catalogue.JOB_LOST, SeverityNumber.ERROR, "ERROR"),
+    Outcome.MISSED: (catalogue.JOB_MISSED, SeverityNumber.WARN, "WARN"),
+    Outcome.SKIPPED: (catalogue.JOB_SKIPPED, SeverityNumber.WARN, "WARN"),
 }
+_RUN: Final = create_key("otel-kit-run")
 
 
 @dataclass(slots=True)
@@ -54,16 +58,33 @@ class Publication:
 
 
 class Run:
-    """A run under way in this process. Ends with `finish`, once."""
+    """A run under way in this process. Ends with `finish`, once.
 
-    def __init__(self, job: Job, span: Span, token: Token[Context], started_at: float) -> None:
+    Attributes:
+        entry: Where this process counts the run, too: its entry in the registry of running jobs.
+    """
+
+    def __init__(
+        self, recorder: Recorder, job: Job, span: Span, context: Context, started_at: float, *, counted: bool
+    ) -> None:
         self.job = job
+        self.entry: Entry | None = None
+        self._recorder = recorder
         self._span = span
-        self._token = token
         self._started_at = started_at
         self._clock = time.monotonic()
+        self._finished = False
         #: Seconds it took; 0 until it is finished.
         self.duration = 0.0
+        self._token = otel_context.attach(set_value(_RUN, self, context))
+        if counted:
+            with guard("counting a start"):
+                self.entry = recorder.tally.started(job, started_at, span.get_span_context())
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has come to its end."""
+        return self._finished
 
     @property
     def context(self) -> SpanContext:
@@ -78,6 +99,9 @@ class Run:
             error: What was raised, also for a retry.
             expected: Whether the job declares this error as one that may happen: no ERROR status then.
         """
+        if self._finished:
+            return
+        self._finished = True
         self.duration = time.monotonic() - self._clock
         try:
             with guard("recording the end of a run"):
@@ -86,6 +110,13 @@ class Run:
             # Whatever the error is like: a span that stays open would take over what the thread does next.
             self._span.end()
             otel_context.detach(self._token)
+            if self.entry is not None:
+                with guard("counting the end of a run"):
+                    self._recorder.tally.finished(self.job, outcome, self.duration, error)
+
+    def add_event(self, name: str, attributes: dict[str, AttributeValue]) -> None:
+        """Put a moment of the run on its span."""
+        self._span.add_event(name, attributes)
 
     def _describe(self, outcome: Outcome, error: BaseException | None, *, expected: bool) -> None:
         self._span.set_attribute(catalogue.JOB_OUTCOME, outcome.value)
@@ -107,8 +138,19 @@ class Run:
         _emit_outcome(self.job, outcome, self.duration, attributes, error, expected=expected)
 
     def abandon(self) -> None:
-        """Leave the run to a process that outlives this one: no span, no event."""
+        """Leave the run to a process that outlives this one: no span, no event, no count."""
+        if self._finished:
+            return
+        self._finished = True
         otel_context.detach(self._token)
+        if self.entry is not None:
+            self._recorder.tally.forgotten(self.job)
+
+
+def current_run(context: Context | None = None) -> Run | None:
+    """The run that the calling code is part of, in whatever thread or task its context has come to; None outside one."""
+    run = cast("Run | None", get_value(_RUN, context))
+    return run if run is not None and not run.finished else None
 
 
 def _error_attributes(error: BaseException) -> dict[str, AttributeValue]:
@@ -205,10 +247,12 @@ class Recorder:
     def __init__(self) -> None:
         self.policy = "auto"
         self._tracer = trace.get_tracer("otel_kit.jobs", __version__)
-        self.tally = Tally()
+        self.running = Running()
+        self.tally = Tally(self.running)
 
     def reset_after_fork(self) -> None:
         """A child runs nothing yet."""
+        self.running.reset_after_fork()
         self.tally.reset_after_fork()
 
     @contextmanager
@@ -227,7 +271,8 @@ class Recorder:
             attributes[catalogue.JOB_DELAY] = max(0.0, job.ready_at - time.time())
         # Before the broker has it: a quick worker starts it before the publish returns.
         created_at = time.time_ns()
-        span = self._tracer.start_span(f"send {job.queue}", kind=SpanKind.PRODUCER, attributes=attributes)
+        name = f"send {self.tally.queue_label(job.queue)}"
+        span = self._tracer.start_span(name, kind=SpanKind.PRODUCER, attributes=attributes)
         publication = Publication(span, job, trigger)
         try:
             yield publication
@@ -253,8 +298,17 @@ class Recorder:
         finally:
             span.end()
 
-    def start(self, job: Job) -> Run:
-        """Begin a run: its span becomes current, and its name and id stand on every log record until `Run.finish`."""
+    def _name(self, job: Job) -> str:
+        # Metrics are made of span names: they are as bounded as labels.
+        return f"process {self.tally.queue_label(job.queue)}" if job.system else self.tally.job_label(job.name)
+
+    def start(self, job: Job, *, counted: bool = False) -> Run:
+        """Begin a run: its span becomes current, and its name and id stand on every log record until `Run.finish`.
+
+        Args:
+            job: What runs.
+            counted: Whether this process counts the run as well, since it outlives it: no other process will.
+        """
         now = time.time()
         context, links = propagation.start_context(job, self.policy)
         attributes: dict[str, AttributeValue] = {
@@ -268,7 +322,7 @@ class Recorder:
         if waited is not None:
             attributes[catalogue.JOB_WAIT] = waited
         span = self._tracer.start_span(
-            f"process {job.queue}" if job.system else job.name,
+            self._name(job),
             context,
             SpanKind.CONSUMER if job.system else SpanKind.INTERNAL,
             attributes,
@@ -276,7 +330,7 @@ class Recorder:
         )
         context = without_decision(context)
         current = with_log_fields(_log_fields(job), trace.set_span_in_context(span, context))
-        token = otel_context.attach(current)
+        run = Run(self, job, span, current, now, counted=counted)
         with guard("recording a start"):
             after = f" after waiting {waited:.3f} s" if waited is not None else ""
             _emit(
@@ -286,7 +340,7 @@ class Recorder:
                 job,
                 {},
             )
-        return Run(job, span, token, now)
+        return run
 
     def died(self, job: Job, outcome: Outcome, started_at: float | None, error: BaseException) -> None:
         """Record a run whose process ended in the middle, from one that survived it: the span that it could not send.
@@ -299,7 +353,7 @@ class Recorder:
         """
         context, links = propagation.start_context(job, self.policy)
         span = self._tracer.start_span(
-            f"process {job.queue}" if job.system else job.name,
+            self._name(job),
             context,
             SpanKind.CONSUMER if job.system else SpanKind.INTERNAL,
             {
@@ -321,10 +375,25 @@ class Recorder:
         _emit_outcome(job, outcome, duration, attributes, error, trace.set_span_in_context(span, context))
         span.end()
 
-    def never_ran(self, job: Job, outcome: Outcome) -> None:
-        """Record a job that was given up before it started: expired, revoked or rejected."""
+    def never_ran(self, job: Job, outcome: Outcome, error: BaseException | None = None) -> None:
+        """Record and count a job that was given up before it started: expired, revoked, rejected, missed or skipped."""
+        self.tally.never_ran(job, outcome, error)
         context, _links = propagation.start_context(job, self.policy)
-        _emit_outcome(job, outcome, None, {catalogue.JOB_OUTCOME: outcome.value}, None, context)
+        attributes = {catalogue.JOB_OUTCOME: outcome.value, **(_error_attributes(error) if error is not None else {})}
+        _emit_outcome(job, outcome, None, attributes, error, context)
+
+    def emit(
+        self,
+        event: str,
+        sentence: str,
+        job: Job,
+        attributes: dict[str, AttributeValue],
+        *,
+        severity: SeverityNumber = SeverityNumber.INFO,
+        context: Context | None = None,
+    ) -> None:
+        """Say something of a job that is not its beginning or end: one of the catalogue's events, as a sentence."""
+        _emit(event, (severity, severity.name), sentence, job, attributes, context)
 
 
 _recorder: Recorder | None = None

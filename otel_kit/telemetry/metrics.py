@@ -11,6 +11,7 @@ from opentelemetry.sdk.metrics.export import MetricExporter, MetricReader, Perio
 from opentelemetry.sdk.resources import Resource
 
 from otel_kit.settings import Settings
+from otel_kit.telemetry.apart import apart
 from otel_kit.telemetry.export import GuardedMetricExporter, factory, is_reader, named
 from otel_kit.telemetry.otlp import Otlp, PointExporter, is_otlp
 from otel_kit.telemetry.redaction import Redactor
@@ -21,6 +22,7 @@ _logger = logging.getLogger(__name__)
 def build(settings: Settings, resource: Resource, redactor: Redactor, otlp: Otlp) -> MeterProvider:
     """A provider that exports every `metric_interval`; views, temporality and exemplars follow OTEL_*."""
     readers: list[MetricReader] = []
+    exporters: list[MetricExporter] = []
     for name in named(settings.metrics_exporter):
         if is_otlp(name):
             exporter: MetricExporter | None = otlp.points(name)
@@ -31,9 +33,11 @@ def build(settings: Settings, resource: Resource, redactor: Redactor, otlp: Otlp
                 continue
             exporter = GuardedMetricExporter(make, redactor) if make is not None else None
         if exporter is not None:
+            exporters.append(exporter)
             readers.append(
                 PeriodicExportingMetricReader(exporter, export_interval_millis=settings.metric_interval * 1000)
             )
+    apart.use(exporters, resource)
     return MeterProvider(resource=resource, metric_readers=readers, shutdown_on_exit=False)
 
 

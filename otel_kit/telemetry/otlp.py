@@ -22,6 +22,7 @@ from otel_kit import catalogue
 from otel_kit.lifecycle import lifecycle
 from otel_kit.settings import Settings
 from otel_kit.telemetry import instruments, transport
+from otel_kit.telemetry.apart import is_apart
 from otel_kit.telemetry.batching import Batcher, Bounds, LogQueue, SpanQueue, weigh_record, weigh_span
 from otel_kit.telemetry.delivery import Pipeline
 from otel_kit.telemetry.encoding import encode
@@ -252,7 +253,8 @@ class Otlp:
         pipeline.put(encoded.payloads)
 
     def _collected(self, pipeline: Pipeline, data: MetricsData) -> None:
-        slot = self._slot()
+        # What is not this process's has no totals to continue.
+        slot = self._slot() if not is_apart(data) else None
         encoded = encode("metrics", self._redactor.metrics(data), amend=slot.amend if slot else _begun_earlier)
         for cause, number in encoded.dropped.items():
             self._ledger.dropped("metrics", cause, number)

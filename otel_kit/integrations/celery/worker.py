@@ -109,7 +109,6 @@ def revoked(sender: Any, request: Any, terminated: bool = False, expired: bool =
             sender.name, request.id, queue, system(sender.app), request.headers, request.retries or 0, request.eta
         )
         outcome = Outcome.EXPIRED if expired else Outcome.REVOKED
-        get_recorder().tally.never_ran(job, outcome)
         get_recorder().never_ran(job, outcome)
 
 
