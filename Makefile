@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 # The tests start processes of their own and mostly wait for them: three files at a time, also on two cores.
-PYTEST ?= $(BIN)/python -m pytest -n 3 --dist loadfile
+PYTEST ?= $(BIN)/python -m pytest -n 3 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help demo stack test bench generate lint docs clean
@@ -20,7 +20,7 @@ stack: $(VENV)/.demo ## Start collector, Tempo, Prometheus, Loki (and Grafana wi
 
 test: $(VENV)/.dev ## All tests, on real servers; needs Go or Docker for the stack, and builds it when it is missing
 	@$(BIN)/otel-kit stack build
-	@$(PYTEST) tests/unit tests/integration tests/stack
+	@$(PYTEST) tests/unit tests/integration tests/frameworks tests/stack
 
 bench: $(VENV)/.dev ## What our instrumentation costs: bare, upstream's, ours, in turn
 	@$(BIN)/python -m benchmarks

@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from otel_kit import catalogue
 from otel_kit.guard import guard
 from otel_kit.integrations import registry, servers
+from otel_kit.jobs import names
 from otel_kit.jobs.queues import reporter as queue_reporter
 from otel_kit.jobs.recorder import get_recorder
 from otel_kit.lifecycle import lifecycle
@@ -144,7 +145,7 @@ def _start_logs(settings: Settings, described: Resource, redactor: Redactor, otl
 def _start_jobs(settings: Settings) -> None:
     recorder = get_recorder()
     recorder.policy = settings.job_trace
-    recorder.tally.limit_names(settings.name_limit)
+    names.limit(settings.name_limit)
     queue_reporter.configure(settings.metric_interval, settings.queue_metrics)
     lifecycle.on_child("jobs", recorder.reset_after_fork)
     lifecycle.on_child("queues", queue_reporter.reset_after_fork)

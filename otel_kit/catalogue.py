@@ -36,6 +36,7 @@ ERROR_TYPE: Final = "error.type"
 
 # Job attributes
 JOB_NAME: Final = "job.name"
+JOB_NAME_ORIGINAL: Final = "job.name.original"
 JOB_ID: Final = "job.id"
 JOB_ATTEMPT: Final = "job.attempt"
 JOB_TRIGGER: Final = "job.trigger"

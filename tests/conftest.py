@@ -21,6 +21,14 @@ def pytest_sessionstart() -> None:
             signal.signal(number, lambda _number, _frame: None)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of one file in one process, where they share servers, unless they say what they belong to."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0].replace("/", ".")))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_spool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What the tests could not deliver stays among the tests."""

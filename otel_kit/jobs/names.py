@@ -6,6 +6,7 @@ import logging
 import threading
 from typing import Final
 
+from otel_kit import catalogue
 from otel_kit.telemetry.limits import cut
 
 _logger = logging.getLogger(__name__)
@@ -83,3 +84,19 @@ class Pairs:
             return OTHER, OTHER
         self._seen.add(pair)
         return pair
+
+
+#: Different names of jobs, of queues, of steps and of errors that are told apart unless somebody says otherwise.
+DEFAULT_LIMIT: Final = 200
+
+jobs = Names(catalogue.JOB_NAME, DEFAULT_LIMIT)
+queues = Names(catalogue.MESSAGING_DESTINATION, DEFAULT_LIMIT)
+steps = Names(catalogue.JOB_STEP, DEFAULT_LIMIT)
+error_types = Names(catalogue.ERROR_TYPE, DEFAULT_LIMIT)
+ALL: Final = (jobs, queues, steps, error_types)
+
+
+def limit(number: int) -> None:
+    """Tell at most so many names of each kind apart."""
+    for each in ALL:
+        each.limit = number

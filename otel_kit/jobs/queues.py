@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+
 from otel_kit import catalogue
 from otel_kit.guard import guard
 from otel_kit.telemetry.apart import Values, apart
@@ -56,7 +58,7 @@ class QueueSource(Protocol):
         ...
 
     def read(self) -> QueueState:
-        """Look, in one round trip whose cost does not grow with the queue. May raise."""
+        """Look, in one round trip whose cost does not grow with the queue; it makes no spans. May raise."""
         ...
 
 
@@ -155,7 +157,7 @@ class QueueReporter:
     def _report(self, watched: _Watched) -> None:
         source = watched.source
         try:
-            with silenced():
+            with silenced(), suppress_instrumentation():
                 if not self._is_ours(watched):
                     watched.latest = None
                     return

@@ -14,7 +14,7 @@ from typing import Final, cast
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
-from opentelemetry._logs import LogRecord, SeverityNumber, get_logger
+from opentelemetry._logs import SeverityNumber
 from opentelemetry.context import Context, create_key, get_value, set_value
 from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
@@ -22,24 +22,13 @@ from opentelemetry.util.types import AttributeValue
 from otel_kit import catalogue
 from otel_kit._version import __version__
 from otel_kit.guard import guard
-from otel_kit.jobs import errors, propagation
+from otel_kit.jobs import errors, events, names, propagation
 from otel_kit.jobs.model import Job, Outcome, Trigger
 from otel_kit.jobs.running import Entry, Running
 from otel_kit.jobs.tally import Tally
 from otel_kit.telemetry.context import with_log_fields
 from otel_kit.telemetry.sampling import without_decision
 
-_EVENTS = {
-    Outcome.SUCCESS: (catalogue.JOB_COMPLETED, SeverityNumber.INFO, "INFO"),
-    Outcome.FAILURE: (catalogue.JOB_FAILED, SeverityNumber.ERROR, "ERROR"),
-    Outcome.RETRY: (catalogue.JOB_RETRIED, SeverityNumber.WARN, "WARN"),
-    Outcome.EXPIRED: (catalogue.JOB_EXPIRED, SeverityNumber.WARN, "WARN"),
-    Outcome.REVOKED: (catalogue.JOB_REVOKED, SeverityNumber.WARN, "WARN"),
-    Outcome.REJECTED: (catalogue.JOB_REJECTED, SeverityNumber.WARN, "WARN"),
-    Outcome.LOST: (catalogue.JOB_LOST, SeverityNumber.ERROR, "ERROR"),
-    Outcome.MISSED: (catalogue.JOB_MISSED, SeverityNumber.WARN, "WARN"),
-    Outcome.SKIPPED: (catalogue.JOB_SKIPPED, SeverityNumber.WARN, "WARN"),
-}
 _RUN: Final = create_key("otel-kit-run")
 
 
@@ -50,11 +39,16 @@ class Publication:
     span: Span
     job: Job
     trigger: Trigger
+    discarded: bool = False
 
     def inject(self, carrier: MutableMapping[str, str], previous: SpanContext | None = None) -> None:
         """Write this publish into the job's headers."""
         with trace.use_span(self.span, end_on_exit=False):
             propagation.inject(carrier, self.trigger, previous)
+
+    def discard(self) -> None:
+        """Nothing was published after all, since the job was there already: no span, no event, no count."""
+        self.discarded = True
 
 
 class Run:
@@ -125,17 +119,17 @@ class Run:
             catalogue.JOB_OUTCOME: outcome.value,
         }
         if error is not None:
-            described = _error_attributes(error)
+            described = events.error_attributes(error)
             attributes |= described
             self._span.set_attributes(described)
             if outcome is Outcome.RETRY or expected:
                 event = catalogue.JOB_RETRIED if outcome is Outcome.RETRY else catalogue.JOB_EXPECTED_ERROR
                 self._span.add_event(event, described)
             else:
-                _add_exception(self._span, error)
+                events.add_exception(self._span, error)
         if outcome in (Outcome.FAILURE, Outcome.LOST) and not expected:
             self._span.set_status(Status(StatusCode.ERROR, errors.message(error) if error else outcome.value))
-        _emit_outcome(self.job, outcome, self.duration, attributes, error, expected=expected)
+        events.emit_outcome(self.job, outcome, self.duration, attributes, error, expected=expected)
 
     def abandon(self) -> None:
         """Leave the run to a process that outlives this one: no span, no event, no count."""
@@ -153,26 +147,6 @@ def current_run(context: Context | None = None) -> Run | None:
     return run if run is not None and not run.finished else None
 
 
-def _error_attributes(error: BaseException) -> dict[str, AttributeValue]:
-    return {
-        catalogue.ERROR_TYPE: errors.type_name(error),
-        catalogue.JOB_ERROR_FINGERPRINT: errors.fingerprint(error),
-        catalogue.JOB_ERROR_CATEGORY: errors.category(error),
-    }
-
-
-def _add_exception(span: Span, error: BaseException) -> None:
-    # The SDK's own record_exception raises where the error's str() does.
-    span.add_event(
-        "exception",
-        {
-            "exception.type": errors.type_name(error),
-            "exception.message": errors.message(error),
-            "exception.stacktrace": errors.stacktrace(error),
-        },
-    )
-
-
 def _messaging(job: Job, operation: str) -> dict[str, AttributeValue]:
     if not job.system:
         return {}
@@ -183,58 +157,6 @@ def _messaging(job: Job, operation: str) -> dict[str, AttributeValue]:
         catalogue.MESSAGING_DESTINATION: job.queue,
         catalogue.MESSAGING_MESSAGE_ID: job.id,
     }
-
-
-def _log_fields(job: Job) -> dict[str, str | int]:
-    fields: dict[str, str | int] = {
-        catalogue.JOB_NAME: job.name,
-        catalogue.JOB_ID: job.id,
-        catalogue.JOB_ATTEMPT: job.attempt,
-    }
-    if job.queue:
-        fields[catalogue.MESSAGING_DESTINATION] = job.queue
-    return fields
-
-
-def _emit(
-    event: str,
-    severity: tuple[SeverityNumber, str],
-    sentence: str,
-    job: Job,
-    attributes: dict[str, AttributeValue],
-    context: Context | None = None,
-    at: int | None = None,
-) -> None:
-    get_logger("otel_kit.jobs", __version__).emit(
-        LogRecord(
-            timestamp=at or time.time_ns(),
-            context=context or otel_context.get_current(),
-            severity_number=severity[0],
-            severity_text=severity[1],
-            body=sentence,
-            event_name=event,
-            attributes={**_log_fields(job), **attributes, catalogue.LOG_CATEGORY: "jobs"},
-        )
-    )
-
-
-def _emit_outcome(
-    job: Job,
-    outcome: Outcome,
-    duration: float | None,
-    attributes: dict[str, AttributeValue],
-    error: BaseException | None,
-    context: Context | None = None,
-    *,
-    expected: bool = False,
-) -> None:
-    event, number, text = _EVENTS[outcome]
-    if expected:
-        number, text = SeverityNumber.WARN, "WARN"
-    took = f" after {duration:.3f} s" if duration is not None else ""
-    why = f": {errors.type_name(error)}: {errors.message(error)}" if error is not None else ""
-    sentence = f"Job {job.name} {event.removeprefix('job.')}{took}, attempt {job.attempt}{why}"
-    _emit(event, (number, text), sentence, job, attributes, context)
 
 
 class Recorder:
@@ -264,14 +186,14 @@ class Recorder:
         trigger = trigger or propagation.trigger_of_current_work()
         attributes: dict[str, AttributeValue] = {
             **_messaging(job, "send"),
-            catalogue.JOB_NAME: job.name,
+            **events.named(job),
             catalogue.JOB_ID: job.id,
         }
         if job.delayed and job.ready_at is not None:
             attributes[catalogue.JOB_DELAY] = max(0.0, job.ready_at - time.time())
         # Before the broker has it: a quick worker starts it before the publish returns.
         created_at = time.time_ns()
-        name = f"send {self.tally.queue_label(job.queue)}"
+        name = f"send {names.queues.bounded(job.queue)}"
         span = self._tracer.start_span(name, kind=SpanKind.PRODUCER, attributes=attributes)
         publication = Publication(span, job, trigger)
         try:
@@ -279,14 +201,17 @@ class Recorder:
         except BaseException as error:
             with guard("recording a failed publish"):
                 span.set_attribute(catalogue.ERROR_TYPE, errors.type_name(error))
-                _add_exception(span, error)
+                events.add_exception(span, error)
                 span.set_status(Status(StatusCode.ERROR, errors.message(error)))
                 self.tally.sent(job, errors.type_name(error))
             raise
         else:
             with guard("recording a publish"):
+                if publication.discarded:
+                    return
+                job = publication.job
                 self.tally.sent(job)
-                _emit(
+                events.emit(
                     catalogue.JOB_CREATED,
                     (SeverityNumber.INFO, "INFO"),
                     f"Job {job.name} created by {trigger.value} in queue {job.queue}",
@@ -296,11 +221,13 @@ class Recorder:
                     created_at,
                 )
         finally:
-            span.end()
+            # A span that is never ended is never sent.
+            if not publication.discarded:
+                span.end()
 
     def _name(self, job: Job) -> str:
         # Metrics are made of span names: they are as bounded as labels.
-        return f"process {self.tally.queue_label(job.queue)}" if job.system else self.tally.job_label(job.name)
+        return f"process {names.queues.bounded(job.queue)}" if job.system else names.jobs.bounded(job.name)
 
     def start(self, job: Job, *, counted: bool = False) -> Run:
         """Begin a run: its span becomes current, and its name and id stand on every log record until `Run.finish`.
@@ -313,7 +240,7 @@ class Recorder:
         context, links = propagation.start_context(job, self.policy)
         attributes: dict[str, AttributeValue] = {
             **_messaging(job, "process"),
-            catalogue.JOB_NAME: job.name,
+            **events.named(job),
             catalogue.JOB_ID: job.id,
             catalogue.JOB_ATTEMPT: job.attempt,
             catalogue.JOB_TRIGGER: job.trigger.value,
@@ -329,11 +256,11 @@ class Recorder:
             links,
         )
         context = without_decision(context)
-        current = with_log_fields(_log_fields(job), trace.set_span_in_context(span, context))
+        current = with_log_fields(events.log_fields(job), trace.set_span_in_context(span, context))
         run = Run(self, job, span, current, now, counted=counted)
         with guard("recording a start"):
             after = f" after waiting {waited:.3f} s" if waited is not None else ""
-            _emit(
+            events.emit(
                 catalogue.JOB_STARTED,
                 (SeverityNumber.INFO, "INFO"),
                 f"Job {job.name} started{after}, attempt {job.attempt}",
@@ -358,12 +285,12 @@ class Recorder:
             SpanKind.CONSUMER if job.system else SpanKind.INTERNAL,
             {
                 **_messaging(job, "process"),
-                catalogue.JOB_NAME: job.name,
+                **events.named(job),
                 catalogue.JOB_ID: job.id,
                 catalogue.JOB_ATTEMPT: job.attempt,
                 catalogue.JOB_TRIGGER: job.trigger.value,
                 catalogue.JOB_OUTCOME: outcome.value,
-                **_error_attributes(error),
+                **events.error_attributes(error),
             },
             links,
             start_time=None if started_at is None else int(started_at * 1e9),
@@ -371,16 +298,19 @@ class Recorder:
         if outcome is Outcome.LOST:
             span.set_status(Status(StatusCode.ERROR, errors.message(error)))
         duration = None if started_at is None else time.time() - started_at
-        attributes = {catalogue.JOB_OUTCOME: outcome.value, **_error_attributes(error)}
-        _emit_outcome(job, outcome, duration, attributes, error, trace.set_span_in_context(span, context))
+        attributes = {catalogue.JOB_OUTCOME: outcome.value, **events.error_attributes(error)}
+        events.emit_outcome(job, outcome, duration, attributes, error, trace.set_span_in_context(span, context))
         span.end()
 
     def never_ran(self, job: Job, outcome: Outcome, error: BaseException | None = None) -> None:
         """Record and count a job that was given up before it started: expired, revoked, rejected, missed or skipped."""
         self.tally.never_ran(job, outcome, error)
         context, _links = propagation.start_context(job, self.policy)
-        attributes = {catalogue.JOB_OUTCOME: outcome.value, **(_error_attributes(error) if error is not None else {})}
-        _emit_outcome(job, outcome, None, attributes, error, context)
+        attributes = {
+            catalogue.JOB_OUTCOME: outcome.value,
+            **(events.error_attributes(error) if error is not None else {}),
+        }
+        events.emit_outcome(job, outcome, None, attributes, error, context)
 
     def emit(
         self,
@@ -393,7 +323,7 @@ class Recorder:
         context: Context | None = None,
     ) -> None:
         """Say something of a job that is not its beginning or end: one of the catalogue's events, as a sentence."""
-        _emit(event, (severity, severity.name), sentence, job, attributes, context)
+        events.emit(event, (severity, severity.name), sentence, job, attributes, context)
 
 
 _recorder: Recorder | None = None

@@ -11,16 +11,13 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanContext
 
 from otel_kit import catalogue
-from otel_kit.jobs import errors, propagation
+from otel_kit.jobs import errors, names, propagation
 from otel_kit.jobs.history import History, NextRun
 from otel_kit.jobs.model import Job, Outcome
-from otel_kit.jobs.names import Names, Pairs
+from otel_kit.jobs.names import Pairs
 from otel_kit.jobs.running import Entry, Running
 from otel_kit.jobs.workers import Workers
 from otel_kit.telemetry import instruments
-
-#: Different names of jobs, and as many of queues, that metrics tell apart unless somebody says otherwise.
-NAME_LIMIT = 200
 
 
 class Tally:
@@ -28,10 +25,9 @@ class Tally:
 
     Args:
         running: The jobs that run in this process.
-        name_limit: How many names of jobs, and of queues, get series of their own.
     """
 
-    def __init__(self, running: Running, name_limit: int = NAME_LIMIT) -> None:
+    def __init__(self, running: Running) -> None:
         self._sent = instruments.counter(catalogue.SENT_MESSAGES)
         self._consumed = instruments.counter(catalogue.CONSUMED_MESSAGES)
         self._duration = instruments.histogram(catalogue.DURATION)
@@ -42,13 +38,8 @@ class Tally:
         self._recovered = instruments.counter(catalogue.RECOVERED)
         self._lock = threading.RLock()
         self._running = running
-        self._names = Names(catalogue.JOB_NAME, name_limit)
-        self._queues = Names(catalogue.MESSAGING_DESTINATION, name_limit)
-        self._step_names = Names(catalogue.JOB_STEP, name_limit)
-        self._error_types = Names(catalogue.ERROR_TYPE, name_limit)
-        self._bounded = (self._names, self._queues, self._step_names, self._error_types)
-        self._pairs = Pairs(self._names, self._queues)
-        self._stages = Pairs(self._names, self._step_names)
+        self._pairs = Pairs(names.jobs, names.queues)
+        self._stages = Pairs(names.jobs, names.steps)
         self._known: set[tuple[str, str]] = set()
         self.history = History()
         self.workers = Workers()
@@ -73,27 +64,14 @@ class Tally:
         instruments.observed_counter(catalogue.WORKER_BUSY, workers.observe_busy)
         instruments.observed_counter(catalogue.LABEL_OVERFLOW, self._observe_overflow)
 
-    def limit_names(self, limit: int) -> None:
-        """Tell at most ``limit`` names of jobs, queues and steps apart."""
-        for each in self._bounded:
-            each.limit = limit
-
     def reset_after_fork(self) -> None:
         """A child runs nothing and knows nothing yet; its lock is its own."""
         self._lock = threading.RLock()
         self._known.clear()
         self.history.reset_after_fork()
         self.workers.reset_after_fork()
-        for each in self._bounded:
+        for each in names.ALL:
             each.reset_after_fork()
-
-    def queue_label(self, queue: str) -> str:
-        """The queue's name as metrics and span names have it."""
-        return self._queues.bounded(queue) if queue else queue
-
-    def job_label(self, name: str) -> str:
-        """The job's name as metrics and span names have it."""
-        return self._names.bounded(name)
 
     def sent(self, job: Job, error_type: str = "") -> None:
         """A publish ended, with an error or without."""
@@ -124,7 +102,7 @@ class Tally:
             self._wait.record(waited, self._labels(job), _exemplar(job, context))
         if job.max_runtime is not None:
             self.limit(job.name, job.max_runtime)
-        self.history.started(self._names.bounded(job.name), started_at)
+        self.history.started(names.jobs.bounded(job.name), started_at)
         self.workers.change(job.queue, 1)
         return self._running.begin(job, started_at, context)
 
@@ -156,7 +134,7 @@ class Tally:
 
     def recovered(self, job: Job, how: str) -> None:
         """A lost job came back: ``returned`` or ``requeued``."""
-        self._recovered.add(1, {catalogue.JOB_NAME: self._names.bounded(job.name), catalogue.JOB_RECOVERY: how})
+        self._recovered.add(1, {catalogue.JOB_NAME: names.jobs.bounded(job.name), catalogue.JOB_RECOVERY: how})
 
     def step(self, job: Job, step: str, duration: float) -> None:
         """A stage of a job took ``duration`` seconds."""
@@ -165,11 +143,11 @@ class Tally:
 
     def limit(self, name: str, max_runtime: float) -> None:
         """A run of this job may take ``max_runtime`` seconds."""
-        self.history.limit(self._names.bounded(name), max_runtime)
+        self.history.limit(names.jobs.bounded(name), max_runtime)
 
     def schedule(self, name: str, next_run: NextRun, grace: float) -> None:
         """A job is wanted at certain times: ``next_run(unix seconds)`` is the first after them; late after ``grace`` seconds."""
-        self.history.schedule(self._names.bounded(name), next_run, grace)
+        self.history.schedule(names.jobs.bounded(name), next_run, grace)
 
     def pool(self, queues: Sequence[str], slots: Callable[[], int]) -> None:
         """This process works on these queues, with so many slots in all."""
@@ -181,11 +159,11 @@ class Tally:
 
     def _ended(self, job: Job, outcome: Outcome, error: BaseException | None, context: Context) -> None:
         self._executions.add(1, {**self._labels(job), catalogue.JOB_OUTCOME: outcome.value}, context)
-        name = self._names.bounded(job.name)
+        name = names.jobs.bounded(job.name)
         if error is not None:
             labels = {
                 catalogue.JOB_NAME: name,
-                catalogue.ERROR_TYPE: self._error_types.bounded(errors.type_name(error)),
+                catalogue.ERROR_TYPE: names.error_types.bounded(errors.type_name(error)),
                 catalogue.JOB_ERROR_CATEGORY: errors.category(error),
             }
             self._errors.add(1, labels, context)
@@ -198,7 +176,7 @@ class Tally:
         return {
             catalogue.MESSAGING_SYSTEM: job.system,
             catalogue.MESSAGING_OPERATION_NAME: operation,
-            catalogue.MESSAGING_DESTINATION: self._queues.bounded(job.queue),
+            catalogue.MESSAGING_DESTINATION: names.queues.bounded(job.queue),
         }
 
     def _active(self) -> dict[tuple[str, str], list[float]]:
@@ -217,7 +195,7 @@ class Tally:
         return [(age, _as_labels(key)) for key, age in ages.items()]
 
     def _observe_overflow(self) -> Iterable[tuple[float, dict[str, str]]]:
-        counts = (each.overflow() for each in self._bounded)
+        counts = (each.overflow() for each in names.ALL)
         return [(float(count), {catalogue.LABEL: label}) for label, count in counts]
 
 

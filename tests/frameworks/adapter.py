@@ -67,7 +67,7 @@ class Framework(ABC):
     def ready(self, output: str) -> bool:
         """Whether a worker that has printed this takes jobs."""
 
-    def companion_ready(self, output: str) -> bool:  # noqa: ARG002
+    def companion_ready(self, output: str) -> bool:
         """Whether a companion that has printed this is at work."""
         return True
 

@@ -11,8 +11,8 @@ from opentelemetry import baggage, context, trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
 from otel_kit import catalogue
-from otel_kit.integrations.celery.messages import job_of
 from otel_kit.jobs import propagation
+from otel_kit.jobs.delivery import delivered
 from otel_kit.jobs.model import Job, Trigger
 
 
@@ -76,9 +76,9 @@ def test_baggage_travels_and_survives_a_link() -> None:
 def test_a_delayed_job_is_ready_at_its_eta_and_a_plain_one_when_enqueued() -> None:
     now = time.time()
     headers = {catalogue.ENQUEUED_AT_HEADER: repr(now)}
-    plain = job_of("j", "1", "q", "redis", headers, 0, None)
+    plain = delivered("j", "1", "q", "redis", headers)
     assert plain.ready_at == now
-    delayed = job_of("j", "1", "q", "redis", headers, 0, "2100-01-01T00:00:00+00:00")
+    delayed = delivered("j", "1", "q", "redis", headers, start_at=4102444800.0)
     assert delayed.delayed
     assert delayed.ready_at == 4102444800.0
 
@@ -88,10 +88,10 @@ def test_a_delayed_job_is_ready_at_its_eta_and_a_plain_one_when_enqueued() -> No
         st.sampled_from(["traceparent", "baggage", catalogue.ENQUEUED_AT_HEADER, catalogue.TRIGGER_HEADER]),
         st.one_of(st.text(), st.integers(), st.floats(), st.none(), st.binary()),
     ),
-    st.one_of(st.none(), st.text(), st.integers()),
+    st.one_of(st.none(), st.floats(), st.integers()),
 )
-def test_hostile_headers_are_taken(headers: dict[str, object], eta: object) -> None:
-    job = job_of("j", "1", "q", "redis", headers, 0, eta)
+def test_hostile_headers_are_taken(headers: dict[str, object], start_at: float | None) -> None:
+    job = delivered("j", "1", "q", "redis", headers, start_at=start_at, enqueued_at=start_at)
     propagation.start_context(job, "auto")
     waited = job.waited(time.time())
     assert waited is None or 0 <= waited < 31 * 86_400
@@ -99,4 +99,18 @@ def test_hostile_headers_are_taken(headers: dict[str, object], eta: object) -> N
 
 @pytest.mark.parametrize("header", ["-inf", "inf", "nan", "0", "1e400", "yesterday"])
 def test_a_time_that_cannot_be_does_not_spoil_the_histogram(header: str) -> None:
-    assert job_of("j", "1", "q", "redis", {catalogue.ENQUEUED_AT_HEADER: header}, 0, None).ready_at is None
+    assert delivered("j", "1", "q", "redis", {catalogue.ENQUEUED_AT_HEADER: header}).ready_at is None
+
+
+@pytest.mark.parametrize("headers", [None, 7, "text", [("traceparent", "x")], {1: 2, None: 3}])
+def test_headers_that_are_none_are_no_headers(headers: object) -> None:
+    job = delivered("j", "1", "q", "redis", headers)
+    assert job.carrier == {}
+    assert job.ready_at is None
+
+
+def test_the_latest_of_all_times_is_when_it_was_ready() -> None:
+    now = time.time()
+    headers = {catalogue.ENQUEUED_AT_HEADER: repr(now - 60)}
+    assert delivered("j", "1", "q", "redis", headers, enqueued_at=now - 5).ready_at == now - 5
+    assert delivered("j", "1", "q", "redis", headers, enqueued_at=now - 90, start_at=now - 30).ready_at == now - 30
