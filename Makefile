@@ -7,10 +7,10 @@ UV     := $(shell command -v uv 2>/dev/null)
 PYTEST ?= $(BIN)/python -m pytest -n 3 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stack test bench generate lint docs clean
+.PHONY: help demo stack test bench generate capabilities lint docs clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## See one request and every job in the terminal: no Docker, no Go, under two minutes
 	@$(BIN)/otel-kit demo
@@ -20,6 +20,7 @@ stack: $(VENV)/.demo ## Start collector, Tempo, Prometheus, Loki (and Grafana wi
 
 test: $(VENV)/.dev ## All tests, on real servers; needs Go or Docker for the stack, and builds it when it is missing
 	@$(BIN)/otel-kit stack build
+	@$(BIN)/python -m tests.frameworks.arq_environment
 	@$(PYTEST) tests/unit tests/integration tests/frameworks tests/stack
 
 bench: $(VENV)/.dev ## What our instrumentation costs: bare, upstream's, ours, in turn
@@ -27,6 +28,11 @@ bench: $(VENV)/.dev ## What our instrumentation costs: bare, upstream's, ours, i
 
 generate: $(VENV)/.dev ## Write grafana/ and the reference pages anew; the result is committed
 	@$(BIN)/python -m otel_kit.dashboards.generate
+	@$(BIN)/python docs/generate.py
+
+capabilities: $(VENV)/.dev ## Run the suite over all frameworks, and write what it has seen for docs/frameworks/
+	@$(BIN)/python -m tests.frameworks.arq_environment
+	@$(PYTEST) tests/frameworks --write-capabilities
 	@$(BIN)/python docs/generate.py
 
 docs: generate ## The reference pages in docs/

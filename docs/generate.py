@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -76,7 +77,39 @@ def _instruments(instruments: tuple[Instrument, ...]) -> str:
     return _table(["instrument", "in Prometheus", "kind", "unit", "attributes", "meaning"], rows)
 
 
-PAGES = {"settings.md": settings_page, "metrics.md": telemetry_page}
+def frameworks_page() -> str:
+    """Framework by capability, as the common suite has seen it (`make capabilities`)."""
+    seen = json.loads((HERE / "frameworks" / "capabilities.json").read_text())
+    titles: list[str] = seen["frameworks"]
+    reasons: list[str] = []
+
+    def cell(found: bool | str | None) -> str:
+        if isinstance(found, str):
+            if found not in reasons:
+                reasons.append(found)
+            return f"no [{reasons.index(found) + 1}]"
+        return {True: "yes", False: "**fails**", None: "?"}[found]
+
+    rows = [[text, *(cell(found.get(title)) for title in titles)] for text, found in seen["capabilities"].items()]
+    notes = "".join(f"{number}. {reason}\n" for number, reason in enumerate(reasons, 1))
+    return (
+        NOTE
+        + "# Frameworks\n\n"
+        + "One suite runs the same scenarios on each of them, with real workers and a real broker, and looks for the same spans,\n"
+        + "metrics and events (`tests/frameworks`). This table is written from its results.\n\n"
+        + _table(["", *titles], rows)
+        + ("\n" + notes if notes else "")
+        + "\nHow each is wired, what it records and what to watch out for: "
+        + ", ".join(
+            f"[{page.stem}]({page.name})"
+            for page in sorted((HERE / "frameworks").glob("*.md"))
+            if page.stem != "README"
+        )
+        + ".\n"
+    )
+
+
+PAGES = {"settings.md": settings_page, "metrics.md": telemetry_page, "frameworks/README.md": frameworks_page}
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from pathlib import Path
 from typing import Any, Final
 
 from opentelemetry import metrics, trace
@@ -18,7 +19,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from otel_kit import catalogue
 from otel_kit.guard import guard
 from otel_kit.integrations import registry, servers
-from otel_kit.jobs import names
+from otel_kit.jobs import decorator, leases, names
+from otel_kit.jobs.memory import JobMemory
 from otel_kit.jobs.queues import reporter as queue_reporter
 from otel_kit.jobs.recorder import get_recorder
 from otel_kit.lifecycle import lifecycle
@@ -99,7 +101,9 @@ def _start(settings: Settings) -> None:
     with guard("starting logs"):
         _start_logs(settings, described, redactor, otlp)
     with guard("starting jobs"):
-        _start_jobs(settings)
+        _start_jobs(settings, redactor)
+    with guard("remembering jobs"):
+        _start_memory(otlp.folder / "jobs" if otlp.folder is not None else None)
     with guard("starting delivery"):
         otlp.observe()
         otlp.start()
@@ -142,14 +146,27 @@ def _start_logs(settings: Settings, described: Resource, redactor: Redactor, otl
         lifecycle.on_close(logs.install(capture))
 
 
-def _start_jobs(settings: Settings) -> None:
+def _start_jobs(settings: Settings, redactor: Redactor) -> None:
     recorder = get_recorder()
     recorder.policy = settings.job_trace
     names.limit(settings.name_limit)
+    leases.configure(settings.leases, redactor)
     queue_reporter.configure(settings.metric_interval, settings.queue_metrics)
     lifecycle.on_child("jobs", recorder.reset_after_fork)
     lifecycle.on_child("queues", queue_reporter.reset_after_fork)
     lifecycle.on_renewal(queue_reporter.renew)
+
+
+def _start_memory(folder: Path | None) -> None:
+    if folder is not None:
+        history = get_recorder().tally.history
+        memory = JobMemory(folder)
+        history.remember(memory.load())
+        history.on_change.append(memory.record)
+        lifecycle.on_flush("memory", lambda _timeout: memory.save())
+        lifecycle.on_child("memory", memory.reset_after_fork)
+        lifecycle.on_renewal(memory.renew)
+    decorator.announce()
 
 
 def _finish(

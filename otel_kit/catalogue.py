@@ -144,7 +144,7 @@ QUEUE_DEPTH = Instrument(
     "job.queue.depth",
     "gauge",
     "{job}",
-    "Jobs in the queue by state: ready, scheduled for later, reserved by a worker, dead.",
+    "Jobs in the queue by state: ready, scheduled for later, reserved by a worker, dead; stuck ones (SQL tables) are reserved too.",
     (MESSAGING_SYSTEM, MESSAGING_DESTINATION, JOB_STATE),
 )
 QUEUE_OLDEST = Instrument(

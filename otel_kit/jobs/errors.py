@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import sysconfig
+from pathlib import Path
 from traceback import walk_tb
 from types import TracebackType
 from typing import Final
@@ -13,8 +14,13 @@ from otel_kit.telemetry import plain
 from otel_kit.telemetry.limits import cut
 from otel_kit.telemetry.plain import text_of
 
+#: Where code is that is not the application's; our own wrappers are not either, also where they are installed from a checkout.
 _LIBRARIES: Final = tuple(
-    {*(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")), sys.base_prefix}
+    {
+        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        sys.base_prefix,
+        str(Path(__file__).parents[1]),
+    }
 )
 
 #: A category by the words that occur in the names of an exception's classes, most specific first.

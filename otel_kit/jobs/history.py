@@ -19,12 +19,18 @@ _FAILED = (Outcome.FAILURE, Outcome.LOST)
 
 @dataclass(slots=True)
 class Past:
-    """One job's. Times are unix seconds, None where it never came to that."""
+    """One job's. Times are unix seconds, None where it never came to that.
+
+    Attributes:
+        first_seen: When it was first heard of that it is wanted at certain times. One that has never succeeded is due at the
+            first of these after it, however often its process has been started anew since.
+    """
 
     last_start: float | None = None
     last_success: float | None = None
     last_failure: float | None = None
     consecutive_failures: int = 0
+    first_seen: float | None = None
 
 
 @dataclass(slots=True)
@@ -97,8 +103,12 @@ class History:
     def schedule(self, name: str, next_run: NextRun, grace: float) -> None:
         """A job is wanted at certain times, and late ``grace`` seconds after one."""
         with self._lock:
-            self._schedules[name] = _Schedule(next_run, grace, time.time())
-            self._pasts.setdefault(name, Past())
+            past = self._pasts.setdefault(name, Past())
+            new = past.first_seen is None
+            past.first_seen = past.first_seen or time.time()
+            self._schedules[name] = _Schedule(next_run, grace, past.first_seen)
+        if new:
+            self._changed(name, past)
 
     def limit(self, name: str, max_runtime: float) -> None:
         """A run of this job may take ``max_runtime`` seconds."""

@@ -174,6 +174,11 @@ class Otlp:
         return self._slot() is not None
 
     @property
+    def folder(self) -> Path | None:
+        """What this service's processes keep for each other besides; None where nothing is kept on disk."""
+        return None if self._root is None else self._root / folder_name(self._service())
+
+    @property
     def durable(self) -> bool:
         """Whether what is kept outlives this process."""
         return self._root is not None

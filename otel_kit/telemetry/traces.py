@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator
 
 from otel_kit.settings import Settings
 from otel_kit.telemetry.export import GuardedSpanExporter, factory, named
+from otel_kit.telemetry.ids import ChosenIds
 from otel_kit.telemetry.otlp import Otlp, is_otlp
 from otel_kit.telemetry.redaction import Redactor
 from otel_kit.telemetry.sampling import InheritingSampler
@@ -20,7 +21,7 @@ from otel_kit.telemetry.sampling import InheritingSampler
 def build(settings: Settings, resource: Resource, redactor: Redactor, otlp: Otlp) -> TracerProvider:
     """A provider that exports as the settings say; sampler, limits and batching follow OTEL_*, read by the SDK itself."""
     # Its own exit hook waits without a limit; ours has one.
-    provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=_id_generator())
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=ChosenIds(_id_generator()))
     provider.sampler = InheritingSampler(provider.sampler)
     for name in named(settings.traces_exporter):
         if is_otlp(name):

@@ -32,6 +32,8 @@ class Framework(ABC):
         system: `messaging.system` of its jobs; ``""`` where there is no broker.
         queue: `messaging.destination.name` of its jobs.
         slots: Jobs that one worker, as started here, runs at the same time.
+        backoff: Seconds between a failed attempt and the wanted start of the next, in ``retry_once``; None where nobody can tell.
+        prefetch: Jobs that a busy worker takes out of the queue beyond those that it runs.
         lacks: Capabilities (see test_suite.py) that it does not have, and why: one sentence that users will read.
         watchers: Whether only another live process can tell that a worker has died.
         broker: ``redis`` or ``postgres``: which server the suite hands it in BROKER.
@@ -43,6 +45,8 @@ class Framework(ABC):
     system: str = "redis"
     queue: str = "suite"
     slots: int = 1
+    backoff: float | None = 0.3
+    prefetch: int = 0
     lacks: Mapping[str, str] = {}
     watchers: bool = False
     broker: str = "redis"

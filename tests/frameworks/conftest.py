@@ -21,6 +21,8 @@ from tests.integration.conftest import Programs, eventually, free_port, postgres
 
 __all__ = ["postgres_url", "redis_server"]
 
+_Labels = tuple[tuple[str, Any], ...]
+
 APPS = Path(__file__).parent / "apps"
 #: What the documentation's table is made from.
 RESULTS = Path(__file__).parents[2] / "docs" / "frameworks" / "capabilities.json"
@@ -39,7 +41,17 @@ class Bench:
         self.sink = sink
         self.programs = Programs(directory, sink)
         shutil.copy(APPS / f"{framework.app}.py", directory / "app.py")
-        self._worker: subprocess.Popen[str] | None = None
+        self._latest: dict[tuple[str, str, str, _Labels], MetricPoint] = {}
+        self._read = 0
+
+    def latest(self) -> dict[tuple[str, str, str, _Labels], MetricPoint]:
+        """The last point of each series, by metric, service, process and attributes."""
+        new = self.sink.points[self._read :]
+        self._read += len(new)
+        for point in new:
+            key = tuple(sorted(point.attributes.items()))
+            self._latest[point.name, point.service, point.resource.get("service.instance.id", ""), key] = point
+        return self._latest
 
     def environment(self, **extra: str) -> dict[str, str]:
         return {"BROKER": self.broker, "OTEL_SERVICE_NAME": "worker", **self.framework.environment(), **extra}
@@ -53,7 +65,7 @@ class Bench:
     def start_all(self) -> None:
         """Start the worker that all scenarios share, and its companions."""
         companions = self.framework.companions()
-        self._worker = self.start(**({} if companions else {"PERIODIC": "1"}))
+        self.start(**({} if companions else {"PERIODIC": "1"}))
         for command in companions:
             process = self.programs.start(*command, **self.environment(PERIODIC="1", OTEL_SERVICE_NAME="scheduler"))
             self._await_ready(process, self.framework.companion_ready)
@@ -97,17 +109,14 @@ class Seen:
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         sink = bench.sink
-        self._spans, self._logs = len(sink.spans), len(sink.logs)
+        self._spans, self._logs, self._points = len(sink.spans), len(sink.logs), len(sink.points)
         self._before = self._totals()
 
-    def _totals(self) -> dict[str, dict[tuple[tuple[str, Any], ...], tuple[float, int]]]:
-        """Sums over processes, by metric and attributes."""
-        latest: dict[tuple[str, str, tuple[tuple[str, Any], ...]], MetricPoint] = {}
-        for point in list(self._bench.sink.points):
-            key = tuple(sorted(point.attributes.items()))
-            latest[point.name, point.resource.get("service.instance.id", ""), key] = point
-        totals: dict[str, dict[tuple[tuple[str, Any], ...], tuple[float, int]]] = defaultdict(dict)
-        for (name, _instance, key), point in latest.items():
+    def _totals(self) -> dict[str, dict[_Labels, tuple[float, int]]]:
+        """Sums over processes, by metric and attributes, to which the service is added as one more."""
+        totals: dict[str, dict[_Labels, tuple[float, int]]] = defaultdict(dict)
+        for (name, service, _instance, labels), point in self._bench.latest().items():
+            key = (*labels, ("service", service))
             value, count = totals[name].get(key, (0.0, 0))
             totals[name][key] = (value + point.value, count + point.count)
         return totals
@@ -142,15 +151,16 @@ class Seen:
     def _grown(self, metric: str, which: int, labels: dict[str, str]) -> float:
         wanted = {name.replace("__", "."): value for name, value in labels.items()}
 
-        def total(totals: dict[tuple[tuple[str, Any], ...], tuple[float, int]]) -> float:
+        def total(totals: dict[_Labels, tuple[float, int]]) -> float:
             return sum(v[which] for key, v in totals.items() if wanted.items() <= dict(key).items())
 
         return total(self._totals()[metric]) - total(self._before[metric])
 
     def gauge(self, metric: str, **labels: str) -> list[MetricPoint]:
-        """All points of a gauge, in the order in which they came."""
+        """Points of a gauge, in the order in which they came."""
         wanted = {name.replace("__", "."): value for name, value in labels.items()}
-        return [p for p in list(self._bench.sink.points) if p.name == metric and wanted.items() <= p.attributes.items()]
+        points = self._bench.sink.points[self._points :]
+        return [point for point in points if point.name == metric and wanted.items() <= point.attributes.items()]
 
     def outcomes(self, job: str) -> dict[str, int]:
         """Executions of a job by outcome."""
