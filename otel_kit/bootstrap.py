@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from otel_kit import catalogue
 from otel_kit.guard import guard
 from otel_kit.integrations import registry, servers
-from otel_kit.jobs import decorator, leases, names
+from otel_kit.jobs import decorator, leases, names, schedule
 from otel_kit.jobs.memory import JobMemory
 from otel_kit.jobs.queues import reporter as queue_reporter
 from otel_kit.jobs.recorder import get_recorder
@@ -104,6 +104,8 @@ def _start(settings: Settings) -> None:
         _start_jobs(settings, redactor)
     with guard("remembering jobs"):
         _start_memory(otlp.folder / "jobs" if otlp.folder is not None else None)
+    with guard("starting leases"):
+        _keep_leases()
     with guard("starting delivery"):
         otlp.observe()
         otlp.start()
@@ -150,7 +152,8 @@ def _start_jobs(settings: Settings, redactor: Redactor) -> None:
     recorder = get_recorder()
     recorder.policy = settings.job_trace
     names.limit(settings.name_limit)
-    leases.configure(settings.leases, redactor)
+    schedule.use_timezone(settings.timezone)
+    leases.configure(settings, redactor)
     queue_reporter.configure(settings.metric_interval, settings.queue_metrics)
     lifecycle.on_child("jobs", recorder.reset_after_fork)
     lifecycle.on_child("queues", queue_reporter.reset_after_fork)
@@ -167,6 +170,13 @@ def _start_memory(folder: Path | None) -> None:
         lifecycle.on_child("memory", memory.reset_after_fork)
         lifecycle.on_renewal(memory.renew)
     decorator.announce()
+
+
+def _keep_leases() -> None:
+    # Workers with a Redis for a broker say so themselves; jobs without one have a place only where somebody names it.
+    from otel_kit.integrations.redis_leases import leases_for
+
+    leases.keep(leases_for(None))
 
 
 def _finish(

@@ -14,11 +14,14 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 _logger = logging.getLogger(__name__)
 
 PROTOCOLS = ("http/protobuf", "grpc")
 LEVELS = ("debug", "info", "warning", "error", "critical")
+#: Seconds; the product promises to notice a lost job within a minute.
+DEFAULT_LEASE_TTL = 20.0
 QUEUE_METRICS = ("lease", "always", "off")
 JOB_TRACES = ("auto", "parent", "link")
 
@@ -150,6 +153,23 @@ def _leases(value: Any) -> str:
     return text
 
 
+def _lease_ttl(value: Any) -> float:
+    ttl = _seconds(value)
+    if not 1 <= ttl <= _LONGEST_LEASE:
+        raise ValueError
+    return ttl
+
+
+def _timezone(value: Any) -> str:
+    text = _text(value)
+    if text.lower() != "local":
+        try:
+            ZoneInfo(text)
+        except Exception:  # noqa: BLE001 - a path, an empty name or a directory raise whatever the file system says
+            raise ValueError from None
+    return text
+
+
 def _name_limit(value: Any) -> int:
     if isinstance(value, bool) or re.fullmatch(r"\d{1,5}", str(value).strip()) is None:
         raise ValueError
@@ -159,6 +179,7 @@ def _name_limit(value: Any) -> int:
 
 
 _MOST_NAMES = 10_000
+_LONGEST_LEASE = 3600.0
 _FLAG = "true or false"
 _SIZE = "bytes, or a number with KiB, MiB or GiB; from 1 MiB to 1 TiB"
 _URL = "an http:// or https:// URL with a host, or host:port"
@@ -300,6 +321,20 @@ class Settings:
         _leases,
         "Where workers keep a lease for each running job, so that others see when one dies with its process: in the broker's "
         "own Redis (on), in another one (its URL), nowhere (off).",
+    )
+    lease_ttl: float = _option(
+        DEFAULT_LEASE_TTL,
+        "OTEL_KIT_LEASE_TTL",
+        "seconds, from 1 to 3600",
+        _lease_ttl,
+        "How long a job's lease lives without being renewed: about as long a dead worker's job goes unnoticed.",
+    )
+    timezone: str | None = _option(
+        None,
+        "OTEL_KIT_TIMEZONE",
+        "a name of the IANA database, for example Europe/Berlin, or local",
+        _timezone,
+        "The zone of cron expressions that name none; unset: the host's.",
     )
     name_limit: int = _option(
         200,

@@ -17,6 +17,8 @@ from otel_kit._version import __version__
 _COMMANDS: Final = {
     "demo": ("otel_kit.cli.demo", "demo"),
     "doctor": ("otel_kit.cli.doctor", "doctor"),
+    "jobs": ("otel_kit.cli.jobs", "jobs"),
+    "queues": ("otel_kit.cli.queues", "queues"),
     "run": ("otel_kit.cli.run", "run"),
     "stack": ("otel_kit.cli.stack", "stack"),
 }

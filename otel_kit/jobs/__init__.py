@@ -6,7 +6,7 @@ real road through a queue.
 
 from __future__ import annotations
 
-from otel_kit.jobs.canary import canary, canary_name
+from otel_kit.jobs.canary import canary, canary_job, canary_name
 from otel_kit.jobs.table import publish, run, worker
 
-__all__ = ["canary", "canary_name", "publish", "run", "worker"]
+__all__ = ["canary", "canary_job", "canary_name", "publish", "run", "worker"]

@@ -35,7 +35,7 @@ from otel_kit.jobs.model import Job, Outcome
 from otel_kit.jobs.recorder import get_recorder
 from otel_kit.jobs.running import Entry
 from otel_kit.lifecycle import lifecycle
-from otel_kit.settings import without_credentials
+from otel_kit.settings import DEFAULT_LEASE_TTL, Settings, read
 from otel_kit.telemetry.ids import chosen
 from otel_kit.telemetry.redaction import Redactor
 
@@ -44,8 +44,6 @@ _T = TypeVar("_T")
 
 #: Seconds that a run is left alone: most jobs are over by then and never cost a round trip.
 YOUNG: Final = 0.1
-#: Seconds that a lease lives without being renewed.
-TTL: Final = 20.0
 #: Renewals in one life of a lease.
 _RENEWALS: Final = 4
 #: Leases that are sent in one call.
@@ -74,45 +72,25 @@ class LeaseSettings:
         ttl: Seconds that a lease lives without being renewed.
     """
 
-    on: bool = True
-    url: str | None = None
-    ttl: float = TTL
+    on: bool
+    url: str | None
+    ttl: float
 
 
-_configured: tuple[str, Redactor] | None = None
+_configured: tuple[Settings, Redactor] | None = None
 
 
-def configure(leases: str, redactor: Redactor) -> None:
-    """What `otel_kit.configure` was asked for: ``on``, ``off`` or a URL, and what takes secrets out of leases."""
+def configure(settings: Settings, redactor: Redactor) -> None:
+    """What `otel_kit.configure` was asked for, and what takes secrets out of leases."""
     global _configured
-    _configured = (leases, redactor)
+    _configured = (settings, redactor)
 
 
-def lease_settings(environ: Mapping[str, str] = os.environ) -> LeaseSettings:
-    """The settings in force; what is not accepted is named in one line, and the default is used."""
-    given = _configured[0] if _configured is not None else environ.get("OTEL_KIT_LEASES", "").strip()
-    on, url = True, None
-    if given.lower() in ("on", "off", ""):
-        on = given.lower() != "off"
-    elif given.partition("://")[0] in ("redis", "rediss", "unix"):
-        url = given
-    else:
-        accepted = "on, off, or the URL of a Redis: redis://, rediss:// or unix://"
-        shown = without_credentials(repr(given))
-        _logger.error("otel-kit: OTEL_KIT_LEASES=%s is not accepted; accepted: %s. Going on with on", shown, accepted)
-    return LeaseSettings(on, url, _ttl(environ.get("OTEL_KIT_LEASE_TTL", "").strip()))
-
-
-def _ttl(text: str) -> float:
-    try:
-        ttl = float(text or TTL)
-    except ValueError:
-        ttl = 0.0
-    if 1 <= ttl <= 3600:
-        return ttl
-    accepted = "seconds, from 1 to 3600"
-    _logger.error("otel-kit: OTEL_KIT_LEASE_TTL=%r is not accepted; accepted: %s", text, accepted)
-    return TTL
+def lease_settings() -> LeaseSettings:
+    """The settings in force: as configured, else as the environment has them."""
+    settings = _configured[0] if _configured is not None else read({})
+    url = None if settings.leases in ("on", "off") else settings.leases
+    return LeaseSettings(settings.leases != "off", url, settings.lease_ttl)
 
 
 class Keeper:
@@ -123,7 +101,7 @@ class Keeper:
         ttl: Seconds that a lease lives without being renewed; it is renewed four times in that.
     """
 
-    def __init__(self, store: LeaseStore, ttl: float = TTL) -> None:
+    def __init__(self, store: LeaseStore, ttl: float = DEFAULT_LEASE_TTL) -> None:
         self.ttl = ttl
         self.redactor = _configured[1] if _configured is not None else Redactor()
         self._payloads: dict[str, Payload | None] = {}
