@@ -95,8 +95,8 @@ def frameworks_page() -> str:
     return (
         NOTE
         + "# Frameworks\n\n"
-        + "One suite runs the same scenarios on each of them, with real workers and a real broker, and looks for the same spans,\n"
-        + "metrics and events (`tests/frameworks`). This table is written from its results.\n\n"
+        + "One suite runs the same scenarios on each of them, with real workers and a real broker, and looks for the same\n"
+        + "spans, metrics and events (`tests/frameworks`). This table is written from its results.\n\n"
         + _table(["", *titles], rows)
         + ("\n" + notes if notes else "")
         + "\nHow each is wired, what it records and what to watch out for: "

@@ -105,7 +105,7 @@ def _start(settings: Settings) -> None:
     with guard("remembering jobs"):
         _start_memory(otlp.folder / "jobs" if otlp.folder is not None else None)
     with guard("starting leases"):
-        _keep_leases()
+        registry.keep_leases()
     with guard("starting delivery"):
         otlp.observe()
         otlp.start()
@@ -170,13 +170,6 @@ def _start_memory(folder: Path | None) -> None:
         lifecycle.on_child("memory", memory.reset_after_fork)
         lifecycle.on_renewal(memory.renew)
     decorator.announce()
-
-
-def _keep_leases() -> None:
-    # Workers with a Redis for a broker say so themselves; jobs without one have a place only where somebody names it.
-    from otel_kit.integrations.redis_leases import leases_for
-
-    leases.keep(leases_for(None))
 
 
 def _finish(

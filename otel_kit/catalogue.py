@@ -49,6 +49,7 @@ JOB_ERROR_CATEGORY: Final = "job.error.category"
 JOB_STATE: Final = "job.state"
 JOB_STEP: Final = "job.step"
 JOB_PROGRESS_FRACTION: Final = "job.progress"
+JOB_PROGRESS_MESSAGE: Final = "job.progress.message"
 JOB_WORKER_STATE: Final = "job.worker.state"
 JOB_RECOVERY: Final = "job.recovery"
 HEARTBEAT_SOURCE: Final = "source"
@@ -82,6 +83,13 @@ ENQUEUED_AT_HEADER: Final = "otel-kit-enqueued-at"
 QUEUE_HEADER: Final = "otel-kit-queue"
 TRIGGER_HEADER: Final = "otel-kit-trigger"
 PREVIOUS_ATTEMPT_HEADER: Final = "otel-kit-previous-attempt"
+# More of them where the framework's own message says no such thing (RQ)
+NAME_HEADER: Final = "otel-kit-name"
+ATTEMPT_HEADER: Final = "otel-kit-attempt"
+START_AT_HEADER: Final = "otel-kit-start-at"
+LINKED_HEADER: Final = "otel-kit-linked"
+WORKER_HEADER: Final = "otel-kit-worker"
+SCHEDULE_HEADER: Final = "otel-kit-schedule"
 
 #: Edges of job durations, seconds. Every alert threshold on a duration is an edge, so that no quantile is interpolated
 #: across it.
@@ -144,7 +152,7 @@ QUEUE_DEPTH = Instrument(
     "job.queue.depth",
     "gauge",
     "{job}",
-    "Jobs in the queue by state: ready, scheduled for later, reserved by a worker, dead; stuck ones (SQL tables) are reserved too.",
+    "Jobs in the queue by state: ready, scheduled, reserved by a worker, dead; in SQL tables also stuck, a part of reserved.",
     (MESSAGING_SYSTEM, MESSAGING_DESTINATION, JOB_STATE),
 )
 QUEUE_OLDEST = Instrument(

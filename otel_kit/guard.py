@@ -9,11 +9,15 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Final
 
 _logger = logging.getLogger(__name__)
 # Reentrant: a signal handler may meet a fault while its own thread is counting one.
 _lock = threading.RLock()
 _faults: Counter[str] = Counter()
+#: Exceptions that a signal handler raises wherever the main thread happens to be: a framework's time limits. They are meant
+#: for the application's code, and one that strikes while ours runs must get there.
+_INTERRUPTS: Final = frozenset({"billiard.exceptions.SoftTimeLimitExceeded", "rq.timeouts.BaseTimeoutException"})
 
 
 def _after_in_child() -> None:
@@ -33,6 +37,10 @@ def _under_pytest() -> bool:
     return "PYTEST_VERSION" in os.environ and "pytest" in sys.modules
 
 
+def _interrupts(error: Exception) -> bool:
+    return any(f"{kind.__module__}.{kind.__qualname__}" in _INTERRUPTS for kind in type(error).__mro__)
+
+
 @contextmanager
 def guard(cause: str) -> Iterator[None]:
     """Run a block whose failure must never reach the application.
@@ -46,7 +54,9 @@ def guard(cause: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception:
+    except Exception as error:
+        if _interrupts(error):
+            raise
         with _lock:
             _faults[cause] += 1
             first = _faults[cause] == 1

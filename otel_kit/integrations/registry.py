@@ -5,12 +5,15 @@ One instrumentation that fails is named in one log line and the rest go on; upst
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 from opentelemetry.instrumentation.dependencies import get_dependency_conflicts, get_dist_dependency_conflicts
+
+from otel_kit.jobs.leases import keep, lease_settings
 
 _logger = logging.getLogger(__name__)
 
@@ -69,3 +72,15 @@ def available(entry: EntryPoint) -> bool:
         needed: Any = entry.load()()
         return get_dependency_conflicts(needed.instrumentation_dependencies()) is None
     return get_dist_dependency_conflicts(entry.dist) is None
+
+
+def keep_leases() -> None:
+    """Lease this process's jobs where OTEL_KIT_LEASES names a Redis. Workers whose broker is one do so by themselves."""
+    if lease_settings().url is None:
+        return
+    try:
+        store: Any = importlib.import_module("otel_kit.integrations.redis_leases").leases_for(None)
+    except ModuleNotFoundError as missing:
+        _logger.warning("otel-kit: OTEL_KIT_LEASES needs the package %s: pip install 'otel-kit[redis]'", missing.name)
+        return
+    keep(store)

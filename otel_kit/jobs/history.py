@@ -56,6 +56,7 @@ class History:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._pasts: dict[str, Past] = {}
+        self._remembered: dict[str, Past] = {}
         self._schedules: dict[str, _Schedule] = {}
         self._limits: dict[str, float] = {}
         #: Told of each change, by name; must not wait for anything.
@@ -65,24 +66,33 @@ class History:
         """The parent goes on reporting; a child has seen nothing yet."""
         self._lock = threading.RLock()
         self._pasts.clear()
+        self._remembered.clear()
         self._schedules.clear()
         self._limits.clear()
 
     def remember(self, pasts: Mapping[str, Past]) -> None:
-        """Take over what an earlier process has seen; what this one has seen itself stays."""
+        """Take over what an earlier process has seen, of each job when it is first heard of again.
+
+        Not before: jobs that the service no longer has are remembered, too.
+        """
         with self._lock:
-            for name, past in pasts.items():
-                self._pasts.setdefault(name, past)
+            self._remembered |= pasts
+
+    def _of(self, name: str) -> Past:
+        past = self._pasts.get(name)
+        if past is None:
+            past = self._pasts[name] = self._remembered.pop(name, Past())
+        return past
 
     def expect(self, name: str) -> None:
         """Let a job that has never run here have a count of failures, 0."""
         with self._lock:
-            self._pasts.setdefault(name, Past())
+            self._of(name)
 
     def started(self, name: str, at: float) -> None:
         """A run began."""
         with self._lock:
-            past = self._pasts.setdefault(name, Past())
+            past = self._of(name)
             past.last_start = at
         self._changed(name, past)
 
@@ -90,7 +100,7 @@ class History:
         """A run ended, or was given up. A retry says nothing yet."""
         now = time.time()
         with self._lock:
-            past = self._pasts.setdefault(name, Past())
+            past = self._of(name)
             if outcome is Outcome.SUCCESS:
                 past.last_success, past.consecutive_failures = now, 0
             elif outcome in _FAILED:
@@ -103,7 +113,7 @@ class History:
     def schedule(self, name: str, next_run: NextRun, grace: float) -> None:
         """A job is wanted at certain times, and late ``grace`` seconds after one."""
         with self._lock:
-            past = self._pasts.setdefault(name, Past())
+            past = self._of(name)
             new = past.first_seen is None
             past.first_seen = past.first_seen or time.time()
             self._schedules[name] = _Schedule(next_run, grace, past.first_seen)

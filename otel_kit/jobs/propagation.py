@@ -11,7 +11,8 @@ from opentelemetry import baggage, trace
 from opentelemetry import context as otel_context
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context, create_key, get_value, set_value
-from opentelemetry.trace import Link, SpanContext, SpanKind
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from otel_kit import catalogue
@@ -23,6 +24,7 @@ from otel_kit.telemetry.sampling import with_decision
 # Inside our own queues baggage travels whole; over HTTP it does not (otel_kit.telemetry.propagators).
 _baggage = W3CBaggagePropagator()
 _texts = Texts()
+_ids: Final = RandomIdGenerator()
 #: W3C's limit of entries: more are not read.
 _MAX_ENTRIES: Final = 180
 _SERVING = create_key("otel-kit-serving-request")
@@ -105,6 +107,23 @@ def start_context(job: Job, policy: str) -> tuple[Context, list[Link]]:
         links.insert(0, Link(producer))
         root = with_decision(producer.trace_flags.sampled, root)
     return root, links
+
+
+def choose_ids(job: Job, policy: str) -> SpanContext:
+    """The ids of a run's span before it starts, for a process that hands the run to another and outlives it.
+
+    Whoever runs it uses them (`otel_kit.telemetry.ids.chosen`). So the survivor's metrics lead to the run by their exemplars,
+    and the span that is made in a dead run's stead has the very ids that its log records carry.
+    """
+    context, _links = start_context(job, policy)
+    parent = trace.get_current_span(context).get_span_context()
+    producer = trace.get_current_span(extract(job)).get_span_context()
+    return SpanContext(
+        parent.trace_id if parent.is_valid else _ids.generate_trace_id(),
+        _ids.generate_span_id(),
+        is_remote=True,
+        trace_flags=producer.trace_flags if producer.is_valid else TraceFlags(TraceFlags.SAMPLED),
+    )
 
 
 def serving(context: Context | None = None) -> Context:

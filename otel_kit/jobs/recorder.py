@@ -147,6 +147,14 @@ def current_run(context: Context | None = None) -> Run | None:
     return run if run is not None and not run.finished else None
 
 
+def _trigger_of_current_work() -> Trigger:
+    """What is publishing now. What a scheduled run publishes is there because of that schedule."""
+    run = current_run()
+    if run is not None and run.job.trigger in (Trigger.CRON, Trigger.SCHEDULE):
+        return run.job.trigger
+    return propagation.trigger_of_current_work()
+
+
 def _messaging(job: Job, operation: str) -> dict[str, AttributeValue]:
     if not job.system:
         return {}
@@ -183,7 +191,7 @@ class Recorder:
 
         The span is not made current for the caller's code: a failed publish leaves nothing behind.
         """
-        trigger = trigger or propagation.trigger_of_current_work()
+        trigger = trigger or _trigger_of_current_work()
         attributes: dict[str, AttributeValue] = {
             **_messaging(job, "send"),
             **events.named(job),

@@ -23,7 +23,7 @@ from opentelemetry.util.types import AttributeValue
 from otel_kit import catalogue
 from otel_kit._version import __version__
 from otel_kit.guard import guard
-from otel_kit.jobs import errors, names
+from otel_kit.jobs import errors, events, names
 from otel_kit.jobs.recorder import Run, current_run, get_recorder
 from otel_kit.telemetry.limits import cut
 from otel_kit.telemetry.plain import text_of
@@ -35,7 +35,6 @@ _LONGEST_NAME: Final = 200
 _LONGEST_MESSAGE: Final = 500
 #: Seconds between two events of progress.
 _PAUSE: Final = 1.0
-_MESSAGE: Final = "job.progress.message"
 _tracer = trace.get_tracer("otel_kit.jobs", __version__)
 
 
@@ -77,7 +76,7 @@ class step:  # noqa: N801 - reads as the word that it is
             run = current_run()
             attributes = {catalogue.JOB_STEP: self.name}
             if run is not None:
-                attributes |= {catalogue.JOB_NAME: run.job.name, catalogue.JOB_ID: run.job.id}
+                attributes |= {**events.named(run.job), catalogue.JOB_ID: run.job.id}
             # Metrics are made of span names: they are as bounded as labels.
             span = _tracer.start_span(names.steps.bounded(self.name), kind=SpanKind.INTERNAL, attributes=attributes)
             token = otel_context.attach(trace.set_span_in_context(span))
@@ -208,7 +207,7 @@ def _due(run: Run, share: float) -> bool:
 def _tell(run: Run, share: float, said: str) -> None:
     attributes: dict[str, AttributeValue] = {catalogue.JOB_PROGRESS_FRACTION: share}
     if said:
-        attributes[_MESSAGE] = said
+        attributes[catalogue.JOB_PROGRESS_MESSAGE] = said
     run.add_event(catalogue.JOB_PROGRESS, attributes)
     sentence = f"Job {run.job.name} is at {share:.0%}" + (f": {said}" if said else "")
     get_recorder().emit(catalogue.JOB_PROGRESS, sentence, run.job, attributes)

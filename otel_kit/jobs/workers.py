@@ -66,7 +66,8 @@ class Workers:
         """A job of ``queue`` began or ended."""
         with self._lock:
             found = next((pool for pool in self._pools if queue in pool.queues), None)
-            if found is None and len(self._pools) == 1:
+            # A queue by another name than the worker's own is the only pool's; a job without one takes no slot.
+            if found is None and queue and len(self._pools) == 1:
                 found = self._pools[0]
             if found is not None:
                 found.change(by)

@@ -91,3 +91,20 @@ os.waitpid(child, 0)
 def test_what_ends_the_process_passes() -> None:
     with pytest.raises(KeyboardInterrupt), guard("an interrupt"):
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("module", ["billiard.exceptions", "rq.timeouts"])
+def test_a_time_limit_that_strikes_in_our_code_reaches_the_application(module: str) -> None:
+    script = f"""
+import importlib
+from otel_kit.guard import faults, guard
+module = importlib.import_module("{module}")
+error = getattr(module, "SoftTimeLimitExceeded", None) or module.JobTimeoutException
+try:
+    with guard("publishing"):
+        raise error("time is up")
+except error:
+    print("reached", faults())
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    assert ran.stdout == "reached {}\n"

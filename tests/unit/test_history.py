@@ -60,3 +60,18 @@ def test_a_schedule_is_asked_once_for_each_success() -> None:
     history.schedule("once", next_run, 1)
     assert [list(history.observe_deadlines()) for _ in range(3)] == [[], [], []]
     assert len(asked) == 1
+
+
+def test_a_job_that_never_succeeded_stays_due_across_restarts() -> None:
+    history = History()
+    history.remember({"nightly": Past(first_seen=1000.0)})
+    history.schedule("nightly", lambda after: after + 86_400, 600)
+    assert _value(history.observe_deadlines(), "nightly") == 88_000
+
+
+def test_a_job_that_the_service_no_longer_has_does_not_come_back() -> None:
+    history = History()
+    history.remember({"removed": Past(consecutive_failures=5), "kept": Past(consecutive_failures=2)})
+    history.expect("kept")
+    assert [labels["job.name"] for _value, labels in history.observe_consecutive()] == ["kept"]
+    assert _value(history.observe_consecutive(), "kept") == 2

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import time
+import sys
 from typing import Any
 
-from opentelemetry.trace import SpanContext
+from opentelemetry import context as otel_context
 
 from otel_kit.guard import guard
-from otel_kit.integrations.celery.messages import job_of_task
+from otel_kit.integrations.celery import worker
+from otel_kit.integrations.celery.messages import expected, is_plumbing, job_of_task
+from otel_kit.integrations.celery.run_ids import chosen_run
+from otel_kit.jobs import propagation
 from otel_kit.jobs.model import Outcome
 from otel_kit.jobs.recorder import Run, get_recorder
 from otel_kit.lifecycle import lifecycle
@@ -22,63 +25,71 @@ _OUTCOMES = {
     "REJECTED": Outcome.REJECTED,
 }
 
-# Runs of this process by task id: signals know nothing else of each other.
-_runs: dict[str, Run] = {}
-_errors: dict[str, BaseException] = {}
+# Signals know nothing else of each other. By the request, which is one object from the first to the last of them and in one
+# thread or greenlet: a task's id may be there twice, when an eager task retries inside itself or a message comes once more.
+_runs: dict[int, Run] = {}
+_errors: dict[int, BaseException] = {}
+_passing: dict[int, Any] = {}
 
 
-def attempt(task_id: str) -> SpanContext | None:
-    """The run of this task that is under way in this process, which a retry links to."""
-    run = _runs.get(task_id)
-    return run.context if run is not None else None
-
-
-def prerun(task_id: str, task: Any, **_kwargs: Any) -> None:
+def prerun(task: Any, **_kwargs: Any) -> None:
     with guard("celery: task_prerun"):
-        job = job_of_task(task, task_id)
-        _runs[task_id] = get_recorder().start(job)
-        if task.request.is_eager:
-            get_recorder().tally.started(job, time.time())
+        request = task.request
+        if is_plumbing(task.name):
+            if not request.is_eager:
+                _passing[id(request)] = otel_context.attach(propagation.extract(job_of_task(task, request)))
+            return
+        job = job_of_task(task, request)
+        with chosen_run(request):
+            _runs[id(request)] = get_recorder().start(job, counted=bool(request.is_eager))
 
 
-def postrun(task_id: str, task: Any, state: str | None = None, **_kwargs: Any) -> None:
+def postrun(task: Any, state: str | None = None, **_kwargs: Any) -> None:
     with guard("celery: task_postrun"):
-        run = _runs.pop(task_id, None)
-        error = _errors.pop(task_id, None)
+        key = id(task.request)
+        passing = _passing.pop(key, None)
+        if passing is not None:
+            otel_context.detach(passing)
+            return
+        run = _runs.pop(key, None)
+        error = _errors.pop(key, None)
         if run is None:
             return
-        if state not in _OUTCOMES:
-            # The process was told to exit in the middle of the run. A pool's main process sees that and records it.
-            if lifecycle.forked_at is not None:
-                run.abandon()
-                return
-            error = error or SystemExit("told to exit")
-        outcome = _OUTCOMES.get(state or "", Outcome.LOST)
-        expected = isinstance(error, tuple(task.throws or ()))
-        try:
-            run.finish(outcome, error, expected=expected)
-        finally:
-            if task.request.is_eager:
-                get_recorder().tally.finished(run.job, outcome, run.duration, error)
+        if state in _OUTCOMES:
+            run.finish(_OUTCOMES[state], error, expected=isinstance(error, expected(task)))
+        elif lifecycle.pooled:
+            # The process was told to exit in the middle of the run. The pool's main process sees that and records it.
+            run.abandon()
+        else:
+            cut_off = sys.exc_info()[1] or SystemExit("told to exit")
+            outcome = worker.outcome_of_cut(run.job)
+            run.finish(outcome, cut_off)
+            if not task.request.is_eager:
+                worker.cut_off(run.job, outcome, cut_off, run.duration)
 
 
-def failure(task_id: str, exception: BaseException, **_kwargs: Any) -> None:
-    if task_id in _runs:
-        _errors[task_id] = exception
+def failure(sender: Any, exception: BaseException, **_kwargs: Any) -> None:
+    # Fired in a worker's main process too, for what has befallen a run elsewhere: that has no run here.
+    key = id(sender.request)
+    if key in _runs:
+        _errors[key] = exception
 
 
-def retry(request: Any, reason: Any, **_kwargs: Any) -> None:
-    if request.id in _runs:
-        cause, original = getattr(reason, "exc", None), reason.__context__
+def retry(request: Any, reason: Any = None, **_kwargs: Any) -> None:
+    if id(request) in _runs:
+        cause, original = getattr(reason, "exc", None), getattr(reason, "__context__", None)
         # Celery keeps the nearest class that can be pickled; what was raised may still be at hand.
         if cause is not None and isinstance(original, type(cause)):
             cause = original
         if isinstance(cause, BaseException):
-            _errors[request.id] = cause
+            _errors[id(request)] = cause
 
 
 def begins(**_kwargs: Any) -> None:
-    lifecycle.pooled = True
+    from billiard import current_process
+
+    # The solo pool says so too, of the main process that it works in.
+    lifecycle.pooled = current_process().name != "MainProcess"
 
 
 def ends(**_kwargs: Any) -> None:

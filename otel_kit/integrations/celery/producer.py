@@ -13,12 +13,11 @@ from typing import Any
 
 from otel_kit import catalogue
 from otel_kit.guard import guard
-from otel_kit.integrations.celery import child
-from otel_kit.integrations.celery.messages import system, when
+from otel_kit.integrations.celery import run_ids, schedules
+from otel_kit.integrations.celery.messages import is_plumbing, name_of, retries_of, system, when
+from otel_kit.jobs import propagation
 from otel_kit.jobs.model import Job, Trigger
-from otel_kit.jobs.recorder import Publication, get_recorder
-
-_trigger: ContextVar[Trigger | None] = ContextVar("otel_kit_celery_trigger", default=None)
+from otel_kit.jobs.recorder import Publication, current_run, get_recorder
 
 
 @dataclass(slots=True)
@@ -42,8 +41,11 @@ def send_task(wrapped: Callable[..., Any], app: Any, args: Any, kwargs: Any) -> 
         with guard("celery: a failed publish"):
             if publishing.publication is None:  # it failed before it came to the queue
                 name = str(args[0] if args else kwargs.get("name", "unknown"))
-                job = Job(name, str(kwargs.get("task_id") or ""), str(kwargs.get("queue") or "unknown"), system(app))
-                publishing.publication = publishing.stack.enter_context(get_recorder().publishing(job))
+                queue = name_of(kwargs.get("queue")) or app.conf.task_default_queue
+                job = Job(name, str(kwargs.get("task_id") or ""), queue, system(app))
+                if not is_plumbing(name):
+                    publication = get_recorder().publishing(job, schedules.trigger.get())
+                    publishing.publication = publishing.stack.enter_context(publication)
         # The error is the caller's and is raised below; here it only ends the span.
         with guard("celery: ending a failed publish"):
             _close(publishing, error)
@@ -75,8 +77,13 @@ def before_publish(
     if publishing is None or publishing.publication is not None or not isinstance(headers, MutableMapping):
         return
     with guard("celery: before_task_publish"):
+        run_ids.forget(headers)
+        if is_plumbing(sender):
+            # Nothing of its own, but what it carries goes on in the trace that it came from.
+            propagation.inject(headers, Trigger.MANUAL)
+            return
         queue = declare[0].name if declare else (routing_key or "unknown")
-        retries = int(headers.get("retries") or 0)
+        retries = retries_of(headers.get("retries"))
         ready_at = when(headers.get("eta"))
         job = Job(
             name=sender,
@@ -87,16 +94,9 @@ def before_publish(
             ready_at=ready_at,
             delayed=ready_at is not None,
         )
-        trigger = Trigger.RETRY if retries else _trigger.get()
+        trigger = Trigger.RETRY if retries else schedules.trigger.get()
         publication = publishing.stack.enter_context(get_recorder().publishing(job, trigger))
         publishing.publication = publication
         headers[catalogue.QUEUE_HEADER] = queue
-        publication.inject(headers, child.attempt(job.id) if retries else None)
-
-
-def beat(wrapped: Callable[..., Any], _scheduler: Any, args: Any, kwargs: Any) -> Any:
-    token = _trigger.set(Trigger.SCHEDULE)
-    try:
-        return wrapped(*args, **kwargs)
-    finally:
-        _trigger.reset(token)
+        run = current_run()
+        publication.inject(headers, run.context if retries and run is not None and run.job.id == job.id else None)

@@ -78,8 +78,10 @@ def work(pool: str) -> None:
     executor = ProcessPoolExecutor(2) if pool == "processes" else ThreadPoolExecutor(2)
     scheduler = make(executor)
     if os.environ.get("PERIODIC") == "1":
+        # None is skipped while the first waits for a process to start, or on a busy machine.
+        patient = {"max_instances": 20, "coalesce": False}
         scheduler.add_job(
-            "app:do_periodic", "interval", seconds=1, id="periodic", name="periodic", replace_existing=True
+            "app:do_periodic", "interval", seconds=1, id="periodic", name="periodic", replace_existing=True, **patient
         )
     scheduler.start()
     if pool == "processes":
