@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
-# The tests start processes of their own and mostly wait for them: three files at a time, also on two cores.
-PYTEST ?= $(BIN)/python -m pytest -n 3 --dist loadgroup
+# The tests start processes of their own and mostly wait for them: three files at a time, also on two cores. Those that take
+# long come first, and in the order in which they are named, so that none of them is left over for the end.
+PYTEST ?= $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo stack test bench generate capabilities lint docs clean
@@ -21,7 +22,7 @@ stack: $(VENV)/.demo ## Start collector, Tempo, Prometheus, Loki (and Grafana wi
 test: $(VENV)/.dev ## All tests, on real servers; needs Go or Docker for the stack, and builds it when it is missing
 	@$(BIN)/otel-kit stack build
 	@$(BIN)/python -m tests.frameworks.arq_environment
-	@$(PYTEST) tests/unit tests/integration tests/frameworks tests/stack
+	@$(PYTEST) tests/stack tests/frameworks tests/integration tests/unit
 
 bench: $(VENV)/.dev ## What our instrumentation costs: bare, upstream's, ours, in turn
 	@$(BIN)/python -m benchmarks

@@ -22,6 +22,9 @@ class Celery(Framework):
         self.name = f"celery-{pool}"
         self.title = f"Celery ({pool})"
         self.slots = 2
+        # Without a hub Celery looks for messages every two seconds once it has as many as it may have: with few, a thousand
+        # take it ten minutes.
+        self.prefetch = 98 if pool == "gevent" else 0
         # In a pool of processes the main one survives what kills a job; in the others the job is in it.
         self.watchers = pool != "prefork"
 
@@ -31,9 +34,11 @@ class Celery(Framework):
     def _worker(self, queue: str, pool: str) -> Sequence[str]:
         # A name of its own for each: workers of one name answer for each other.
         name = f"{uuid.uuid4().hex[:8]}@%h"
+        prefetch = "50" if pool == "gevent" else "1"
         return [
             self.python(), "-m", "celery", "-A", "app", "worker", "--loglevel", "info", "--hostname", name, "--queues", queue,
-            "--pool", pool, "--concurrency", str(self.slots), "-O", "fair", "--without-mingle", "--without-gossip",
+            "--pool", pool, "--concurrency", str(self.slots), "--prefetch-multiplier", prefetch, "-O", "fair",
+            "--without-mingle", "--without-gossip",
         ]  # fmt: skip
 
     def companions(self) -> Sequence[Sequence[str]]:

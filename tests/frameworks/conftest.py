@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import select
 import shutil
 import subprocess
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ import redis
 
 from otel_kit.testing import LogRecord, MetricPoint, OtlpSink, Span
 from tests.frameworks.adapter import Framework
-from tests.integration.conftest import Programs, eventually, free_port, postgres_url, redis_server
+from tests.integration.conftest import QUICK, Programs, eventually, free_port, postgres_url, redis_server
 
 __all__ = ["postgres_url", "redis_server"]
 
@@ -32,6 +34,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-capabilities", action="store_true", help="write docs/frameworks/capabilities.json")
 
 
+#: Seconds between two exports of a program's metrics, as `Programs` sets it.
+EXPORT_INTERVAL = int(QUICK["OTEL_METRIC_EXPORT_INTERVAL"]) / 1000
+#: Seconds for a thousand publishes on a busy machine.
+PATIENCE = 120
+PRODUCER = """
+import json, sys, traceback
+answers, sys.stdout = sys.stdout, sys.stderr  # one line for each request, and nothing else
+import app, otel_kit
+for line in sys.stdin:
+    complaint = ""
+    try:
+        exec(json.loads(line), {"app": app})
+        otel_kit.flush(10)
+    except Exception:
+        complaint = traceback.format_exc()
+    print(json.dumps(complaint), file=answers, flush=True)
+"""
+
+
 class Bench:
     """One framework under test: its programs, and what they sent."""
 
@@ -43,6 +64,7 @@ class Bench:
         shutil.copy(APPS / f"{framework.app}.py", directory / "app.py")
         self._latest: dict[tuple[str, str, str, _Labels], MetricPoint] = {}
         self._read = 0
+        self._producer: subprocess.Popen[str] | None = None
 
     def latest(self) -> dict[tuple[str, str, str, _Labels], MetricPoint]:
         """The last point of each series, by metric, service, process and attributes."""
@@ -93,10 +115,25 @@ class Bench:
         )
 
     def publish(self, name: str, *arguments: object, count: int = 1, **options: object) -> None:
-        """Publish from a process of its own."""
+        """Publish from a process that does nothing else, and wait until it has also sent its telemetry."""
         given = "".join(f", {value!r}" for value in arguments) + "".join(f", {k}={v!r}" for k, v in options.items())
-        ran = self.run(f"for _ in range({count}): app.publish({name!r}{given})")
-        assert ran.returncode == 0, ran.stdout + ran.stderr
+        producer = self._producer_at_work()
+        assert producer.stdin is not None
+        assert producer.stdout is not None
+        producer.stdin.write(json.dumps(f"for _ in range({count}): app.publish({name!r}{given})") + "\n")
+        producer.stdin.flush()
+        ready, _, _ = select.select([producer.stdout], [], [], PATIENCE)
+        line = producer.stdout.readline() if ready else ""
+        assert line, f"the producer said nothing within {PATIENCE} s, or ended\n{self.output()}"
+        complaint = json.loads(line)
+        assert not complaint, complaint
+
+    def _producer_at_work(self) -> subprocess.Popen[str]:
+        if self._producer is None:
+            (self.programs.directory / "producer.py").write_text(PRODUCER)
+            environment = self.environment(OTEL_SERVICE_NAME="producer")
+            self._producer = self.programs.converse("producer.py", python=self.framework.python(), **environment)
+        return self._producer
 
     def output(self) -> str:
         """What all programs have printed, for a failure's message."""
@@ -109,6 +146,7 @@ class Seen:
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         sink = bench.sink
+        self._began = time.time()
         self._spans, self._logs, self._points = len(sink.spans), len(sink.logs), len(sink.points)
         self._before = self._totals()
 
@@ -123,7 +161,8 @@ class Seen:
 
     def spans(self, job: str, kind: str | None = None) -> list[Span]:
         """Spans of a job, in the order of their start."""
-        found = [span for span in self._bench.sink.spans[self._spans :] if span.attributes.get("job.name") == job]
+        new = [span for span in self._bench.sink.spans[self._spans :] if span.start >= self._began]
+        found = [span for span in new if span.attributes.get("job.name") == job]
         return sorted((s for s in found if kind in (None, s.kind)), key=lambda span: span.start)
 
     def sends(self, job: str) -> list[Span]:
@@ -226,7 +265,21 @@ def fresh(
 
 @pytest.fixture
 def seen(bench: Bench) -> Seen:
-    """What comes from here on."""
+    """What comes from here on, when all that the scenario before has left to count is counted."""
+
+    def counted() -> dict[Any, Any]:
+        return {
+            key: p.value
+            for key, p in bench.latest().items()
+            if key[0] == "job.executions" and "periodic" not in str(key)
+        }
+
+    def settled() -> bool:
+        before = counted()
+        time.sleep(2.2 * EXPORT_INTERVAL)
+        return before == counted()
+
+    eventually(settled, 30)
     return Seen(bench)
 
 
@@ -250,20 +303,23 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if not config.getoption("--write-capabilities"):
         return
-    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    seen: dict[str, dict[str, Any]] = defaultdict(dict)
     for reports in terminalreporter.stats.values():
         for report in reports:
             for name, value in getattr(report, "user_properties", ()):
                 if name == "capability":
                     capability, title, passed = value
-                    found[capability][title] = found[capability].get(title, True) and passed
+                    seen[capability][title] = seen[capability].get(title, True) and passed
     from tests.frameworks.registry import frameworks
     from tests.frameworks.test_suite import CAPABILITIES
 
+    # What this run has left out keeps what an earlier one has seen.
+    before = json.loads(RESULTS.read_text())["capabilities"] if RESULTS.exists() else {}
+    found = {text: {**before.get(text, {}), **seen[text]} for text in CAPABILITIES.values()}
     for each in frameworks():
         for key, why in each.lacks.items():
             found[CAPABILITIES[key]][each.title] = why
     titles = [each.title for each in frameworks()]
-    table = {"frameworks": titles, "capabilities": {text: found[text] for text in CAPABILITIES.values()}}
+    table = {"frameworks": titles, "capabilities": found}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n")

