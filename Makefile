@@ -22,7 +22,7 @@ stack: $(VENV)/.demo ## Start collector, Tempo, Prometheus, Loki (and Grafana wi
 test: $(VENV)/.dev ## All tests, on real servers; needs Go or Docker for the stack, and builds it when it is missing
 	@$(BIN)/otel-kit stack build
 	@$(BIN)/python -m tests.frameworks.arq_environment
-	@$(PYTEST) tests/stack tests/frameworks tests/integration tests/unit
+	@$(PYTEST) tests/frameworks tests/stack tests/integration tests/unit
 
 bench: $(VENV)/.dev ## What our instrumentation costs: bare, upstream's, ours, in turn
 	@$(BIN)/python -m benchmarks
