@@ -552,6 +552,7 @@ def test_a_blocked_loop_shows_while_the_thread_goes_on(arq: Arq, sink: OtlpSink)
     arq.start()
     arq.publish("block", 5)
     eventually(lambda: arq.outcomes("block") == {"success": 1})
+    eventually(lambda: any(record.event_name == "job.completed" for record in arq.events("block")))
     started, ended = (record.time for record in arq.events("block")[-2:])
 
     def oldest(source: str) -> float:

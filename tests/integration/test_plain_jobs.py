@@ -121,9 +121,16 @@ endless()
     process.kill()
     process.wait(10)
     sink.clear()
-    ran = programs.run(START)
+    ran = programs.run(START + """
+@otel_kit.job("endless")
+def endless(): time.sleep(60)
+""")  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     assert set(gauge(sink, "job.last_start.time", "endless")) == {started}
+    sink.clear()
+    ran = programs.run(START)  # a service that no longer has the job
+    assert ran.returncode == 0, ran.stderr
+    assert gauge(sink, "job.last_start.time", "endless") == []
 
 
 def test_children_of_a_fork_count_their_own_runs_and_nobody_elses(programs: Programs, sink: OtlpSink) -> None:

@@ -458,7 +458,7 @@ def test_a_dripping_receiver_keeps_no_thread(sink: OtlpSink, build: Build) -> No
         sink.script.set(Drip(0.02, where=where))  # type: ignore[arg-type]
         for _ in range(4):
             way.send(log_request("a"), timeout=0.15)
-    eventually(lambda: len([t for t in threading.enumerate() if t.name == "otel-kit-transport"]) <= 2, 5)
+    eventually(lambda: len([t for t in threading.enumerate() if t.name == "otel-kit-transport"]) <= 2, 20)
     sink.script.set(Accept())
     assert way.send(log_request("b")).verdict is Verdict.DELIVERED
 
