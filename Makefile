@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 UV     := $(shell command -v uv 2>/dev/null)
 # The tests start processes of their own and mostly wait for them: three files at a time, also on two cores. Those that take
 # long come first, and in the order in which they are named, so that none of them is left over for the end.
-PYTEST ?= $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
+PYTEST ?= $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo stack test bench generate capabilities lint docs clean

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import redis
 
@@ -28,17 +28,18 @@ class Celery(Framework):
         # In a pool of processes the main one survives what kills a job; in the others the job is in it.
         self.watchers = pool != "prefork"
 
+    def environment(self) -> Mapping[str, str]:
+        return {"PREFETCH": "50"} if self.pool == "gevent" else {}
+
     def command(self) -> Sequence[str]:
         return self._worker(self.queue, self.pool)
 
     def _worker(self, queue: str, pool: str) -> Sequence[str]:
         # A name of its own for each: workers of one name answer for each other.
         name = f"{uuid.uuid4().hex[:8]}@%h"
-        prefetch = "50" if pool == "gevent" else "1"
         return [
             self.python(), "-m", "celery", "-A", "app", "worker", "--loglevel", "info", "--hostname", name, "--queues", queue,
-            "--pool", pool, "--concurrency", str(self.slots), "--prefetch-multiplier", prefetch, "-O", "fair",
-            "--without-mingle", "--without-gossip",
+            "--pool", pool, "--concurrency", str(self.slots), "-O", "fair", "--without-mingle", "--without-gossip",
         ]  # fmt: skip
 
     def companions(self) -> Sequence[Sequence[str]]:

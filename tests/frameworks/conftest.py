@@ -18,7 +18,7 @@ import pytest
 import redis
 
 from otel_kit.testing import LogRecord, MetricPoint, OtlpSink, Span
-from tests.frameworks.adapter import Framework
+from tests.frameworks.adapter import JOBS, Framework
 from tests.integration.conftest import QUICK, Programs, eventually, free_port, postgres_url, redis_server
 
 __all__ = ["postgres_url", "redis_server"]
@@ -34,6 +34,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-capabilities", action="store_true", help="write docs/frameworks/capabilities.json")
 
 
+#: The jobs that run because a scenario has published them.
+ONCE = {*JOBS, "no.such.job"} - {"periodic"}
 #: Seconds between two exports of a program's metrics, as `Programs` sets it.
 EXPORT_INTERVAL = int(QUICK["OTEL_METRIC_EXPORT_INTERVAL"]) / 1000
 #: Seconds for a thousand publishes on a busy machine.
@@ -267,12 +269,9 @@ def fresh(
 def seen(bench: Bench) -> Seen:
     """What comes from here on, when all that the scenario before has left to count is counted."""
 
-    def counted() -> dict[Any, Any]:
-        return {
-            key: p.value
-            for key, p in bench.latest().items()
-            if key[0] == "job.executions" and "periodic" not in str(key)
-        }
+    def counted() -> dict[Any, float]:
+        points = [(key, point) for key, point in bench.latest().items() if key[0] == "job.executions"]
+        return {key: point.value for key, point in points if point.attributes["job.name"] in ONCE}
 
     def settled() -> bool:
         before = counted()

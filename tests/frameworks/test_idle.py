@@ -16,7 +16,6 @@ from tests.frameworks.registry import frameworks
 MINUTE = 60.0
 
 
-@pytest.mark.xdist_group("idle")
 @pytest.mark.timeout(300)
 def test_idle_workers_send_no_span(broker_of: Callable[[Framework, int], str], tmp_path: Path) -> None:
     benches: list[Bench] = []

@@ -41,7 +41,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     able = [each for each in frameworks() if CAPABILITIES_BY_TEXT[marker.args[0]] not in each.lacks]
     metafunc.parametrize(
         "framework",
-        [pytest.param(each, id=each.name, marks=pytest.mark.xdist_group(each.name)) for each in able],
+        [pytest.param(each, id=each.name) for each in able],
         scope="module",
     )
 

@@ -20,7 +20,7 @@ app.conf.update(
     task_ignore_result=True,
     # One message for each slot, kept in the broker until it is done: what waits is in the queue and nowhere else.
     task_acks_late=True,
-    worker_prefetch_multiplier=1,
+    worker_prefetch_multiplier=int(os.environ.get("PREFETCH", "1")),
     worker_send_task_events=False,
     broker_connection_retry_on_startup=True,
 )
