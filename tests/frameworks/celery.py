@@ -22,13 +22,14 @@ class Celery(Framework):
         self.name = f"celery-{pool}"
         self.title = f"Celery ({pool})"
         self.slots = 2
-        # Without a hub Celery looks for messages every two seconds once it has as many as it may have: with few, a thousand
-        # take it ten minutes.
-        self.prefetch = 98 if pool == "gevent" else 0
+        # A full gevent pool makes the consumer itself wait, with the next message in its hands.
+        self.prefetch = 1 if pool == "gevent" else 0
         # In a pool of processes the main one survives what kills a job; in the others the job is in it.
         self.watchers = pool != "prefork"
 
     def environment(self) -> Mapping[str, str]:
+        # Without a hub Celery looks for messages every two seconds once it has as many as it may have: with few, a thousand
+        # take it ten minutes.
         return {"PREFETCH": "50"} if self.pool == "gevent" else {}
 
     def command(self) -> Sequence[str]:
